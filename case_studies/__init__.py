@@ -1,0 +1,1 @@
+"""Runnable scripts, one a table or figure of the embedded-model-flows paper."""

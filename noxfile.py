@@ -1,0 +1,113 @@
+"""Development tasks, each in an environment of its own: ``python3 -m uv run nox -s tests``."""
+
+import re
+import tomllib
+
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.error_on_missing_interpreters = True
+nox.options.default_venv_backend = "uv"
+nox.options.sessions = ["lint", "types", "tests", "docs"]
+
+PYTHONS = ["3.12", "3.13"]
+
+
+def sync(session: nox.Session, *arguments: str) -> None:
+    """Install the package and the named groups at the versions that pyproject.toml pins."""
+    session.run_install(
+        "uv",
+        "sync",
+        "--quiet",
+        "--no-default-groups",
+        f"--python={session.virtualenv.location}",
+        *arguments,
+        env={"UV_PROJECT_ENVIRONMENT": session.virtualenv.location},
+    )
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the tests, without the slow ones."""
+    sync(session, "--group=test")
+    session.run("pytest", "-n", "2", *session.posargs)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Run the tests that take minutes."""
+    sync(session, "--group=test")
+    session.run("pytest", "-n", "2", "-m", "slow", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check format and style."""
+    sync(session, "--only-group=lint")
+    session.run("ruff", "format", "--check")
+    session.run("ruff", "check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the annotations."""
+    sync(session, "--group=types")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation, then run the code in its pages and in the docstrings."""
+    sync(session, "--group=docs", "--group=test")
+    build = ("sphinx-build", "-W", "--keep-going", "-q")
+    session.run(*build, "-b", "html", "docs", "docs/_build/html")
+    session.run(*build, "-b", "doctest", "docs", "docs/_build/doctest")
+    session.run("pytest", "--doctest-modules", "pymc_emf")
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Measure against the peers; arguments after ``--`` go to the benchmarks."""
+    sync(session, "--group=bench")
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def pins(session: nox.Session) -> None:
+    """Resolve every dependency afresh and write the versions into pyproject.toml."""
+    _write_pins([])
+    session.run("uv", "lock", "--upgrade", external=True)
+    _write_pins(_resolved())
+    session.run("uv", "lock", external=True)
+
+
+def _resolved() -> list[str]:
+    """Read the versions from uv.lock, as requirements without hosts or hashes."""
+    requirements = []
+    for package in tomllib.loads(Path("uv.lock").read_text())["package"]:
+        if "registry" not in package["source"]:
+            continue  # this package itself
+        # A package resolved more than once differs by Python version, not by platform.
+        markers = dict.fromkeys(
+            marker.partition(" and sys_platform")[0]
+            for marker in package.get("resolution-markers", [])
+        )
+        requirement = f"{package['name']}=={package['version']}"
+        requirements.append("; ".join(filter(None, [requirement, " or ".join(markers)])))
+    return requirements
+
+
+def _write_pins(requirements: list[str]) -> None:
+    path = Path("pyproject.toml")
+    body = "".join(f'    "{requirement}",\n' for requirement in requirements)
+    text, found = re.subn(
+        r"^constraint-dependencies = \[.*?^\]",
+        lambda _: f"constraint-dependencies = [\n{body}]",
+        path.read_text(),
+        flags=re.MULTILINE | re.DOTALL,
+    )
+    if found != 1:
+        raise ValueError("pyproject.toml needs exactly one list named constraint-dependencies")
+    path.write_text(text)

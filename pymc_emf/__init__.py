@@ -1,0 +1,43 @@
+"""Structured variational inference for PyMC models, by embedded-model flows."""
+
+from importlib.metadata import version
+
+__version__ = version("pymc-emf")
+
+from pymc_emf.bijections import Bijection, bijection, register_bijection
+from pymc_emf.engine.compile import compile_bijection as compile
+from pymc_emf.layers import (
+    Affine,
+    Chain,
+    Invert,
+    LowerTriangular,
+    MaskedAutoregressive,
+    Parallel,
+    Permutation,
+    StructuredLayer,
+    describe,
+)
+from pymc_emf.program import Program
+from pymc_emf.variational.approximation import ELBO, EMFApproximation
+from pymc_emf.variational.inference import EMFApprox, fit
+
+__all__ = [
+    "ELBO",
+    "Affine",
+    "Bijection",
+    "Chain",
+    "EMFApprox",
+    "EMFApproximation",
+    "Invert",
+    "LowerTriangular",
+    "MaskedAutoregressive",
+    "Parallel",
+    "Permutation",
+    "Program",
+    "StructuredLayer",
+    "bijection",
+    "compile",
+    "describe",
+    "fit",
+    "register_bijection",
+]

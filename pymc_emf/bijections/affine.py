@@ -1,0 +1,65 @@
+"""Affine bijections: elementwise location and scale, and triangular matrices (EMF Eq. 9)."""
+
+import pytensor.tensor as pt
+
+from pytensor.tensor.variable import TensorVariable
+
+from pymc_emf.bijections.base import Bijection
+
+__all__ = ["LocScale", "TriangularAffine"]
+
+
+class LocScale(Bijection):
+    """Elementwise ``loc + scale * noise`` with positive ``scale``."""
+
+    def __init__(self, loc: TensorVariable, scale: TensorVariable):
+        self.loc = loc
+        self.scale = scale
+
+    def _log_det(self, event):
+        return pt.sum(pt.broadcast_to(pt.log(self.scale), event.shape))
+
+    def forward(self, noise):
+        return self.loc + self.scale * noise, self._log_det(noise)
+
+    def inverse(self, value):
+        return (value - self.loc) / self.scale, -self._log_det(value)
+
+    def gated(self, gate):
+        return LocScale(gate * self.loc, gate * self.scale + (1 - gate))
+
+
+class TriangularAffine(Bijection):
+    """``loc + matrix @ noise`` with lower-triangular ``matrix``, positive on the diagonal.
+
+    Acts on the last axis; leading axes are independent events with their own ``loc`` and
+    ``matrix``, broadcast as needed.
+    """
+
+    def __init__(self, loc: TensorVariable, matrix: TensorVariable):
+        self.loc = loc
+        self.matrix = matrix
+
+    def _log_det(self, event):
+        diagonal = pt.diagonal(self.matrix, axis1=-2, axis2=-1)
+        return pt.sum(pt.broadcast_to(pt.log(diagonal), event.shape))
+
+    def forward(self, noise):
+        product = (self.matrix * noise[..., None, :]).sum(-1)
+        return self.loc + product, self._log_det(noise)
+
+    def inverse(self, value):
+        residual = value - self.loc
+        if residual.ndim == 1:
+            noise = pt.linalg.solve_triangular(self.matrix, residual, lower=True)
+        else:
+            batch = tuple(residual.shape)[:-1]
+            matrix = pt.broadcast_to(self.matrix, (*batch, *tuple(self.matrix.shape)[-2:]))
+            noise = pt.linalg.solve_triangular(matrix, residual[..., None], lower=True, b_ndim=2)
+            noise = noise[..., 0]
+        return noise, -self._log_det(value)
+
+    def gated(self, gate):
+        size = self.matrix.shape[-1]
+        identity = (1 - gate)[..., None] * pt.eye(size)
+        return TriangularAffine(gate * self.loc, gate[..., None] * self.matrix + identity)

@@ -1,0 +1,240 @@
+"""Univariate distributions as bijections: a quantile map is all that a family needs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytensor.tensor as pt
+
+from pymc.distributions.transforms import LogExpM1
+from pymc.logprob.transforms import IntervalTransform, LogOddsTransform, LogTransform, Transform
+from pytensor.graph.basic import equal_computations
+from pytensor.tensor.variable import TensorVariable
+
+from pymc_emf.bijections.affine import LocScale
+from pymc_emf.bijections.base import Bijection
+from pymc_emf.bijections.root_finding import solve_increasing
+
+__all__ = ["Gated", "Quantile", "Support", "univariate"]
+
+Map = Callable[[TensorVariable], TensorVariable]
+
+
+@dataclass(frozen=True)
+class Support:
+    """An interval and its natural coordinate, in which closed-form quantiles are written.
+
+    The coordinate is x itself on the real line, ``log(x - lower)`` above a lower bound, and
+    ``logit((x - lower) / (upper - lower))`` between two bounds. PyMC's default transforms
+    are these very coordinates, so a quantile written in it is one in value space, and keeps
+    its accuracy in tails where x would round to a bound.
+    """
+
+    lower: TensorVariable | float | None = None
+    upper: TensorVariable | float | None = None
+
+    @property
+    def bounded(self) -> bool:
+        return self.lower is not None
+
+    def from_coordinate(self, coordinate: TensorVariable) -> TensorVariable:
+        if self.lower is None:
+            return coordinate
+        if self.upper is None:
+            return self.lower + pt.exp(coordinate)
+        return self.lower + (self.upper - self.lower) * pt.sigmoid(coordinate)
+
+    def to_coordinate(self, x: TensorVariable) -> TensorVariable:
+        if self.lower is None:
+            return x
+        if self.upper is None:
+            return pt.log(x - self.lower)
+        return pt.log(x - self.lower) - pt.log(self.upper - x)
+
+    def is_coordinate_of(self, transform: Transform | None, inputs: list) -> bool:
+        """Whether the transform is this coordinate, so that neither need be applied."""
+        match transform:
+            case None:
+                return not self.bounded
+            case LogTransform():
+                bounds: tuple[Any, Any] = (0.0, None)
+            case LogOddsTransform():
+                bounds = (0.0, 1.0)
+            case IntervalTransform():
+                lower, upper, lower_bounded, upper_bounded = transform.get_a_and_b(inputs)
+                bounds = (lower if lower_bounded else None, upper if upper_bounded else None)
+            case _:
+                return False
+        return _same(self.lower, bounds[0]) and _same(self.upper, bounds[1])
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is None or b is None:
+        return a is b
+    return equal_computations([_as_float(a)], [_as_float(b)])
+
+
+def _as_float(x):
+    return pt.as_tensor(x).astype("floatX")
+
+
+class _Elementwise(Bijection):
+    """An increasing map of each element, with the log of its derivative."""
+
+    def evaluate(self, noise: TensorVariable) -> TensorVariable:
+        raise NotImplementedError
+
+    def solve(self, value: TensorVariable) -> TensorVariable:
+        raise NotImplementedError
+
+    def log_derivative(self, noise: TensorVariable) -> TensorVariable:
+        raise NotImplementedError
+
+    def forward(self, noise):
+        value = self.evaluate(noise)
+        return value, self.log_derivative(noise).sum()
+
+    def inverse(self, value):
+        noise = self.solve(value)
+        return noise, -self.log_derivative(noise).sum()
+
+    def gated(self, gate):
+        return Gated(self, gate)
+
+
+class Quantile(_Elementwise):
+    r"""Bijection of a univariate distribution by its quantile function (EMF Eq. 4).
+
+    :math:`u = T(C^{-1}(\Phi(\varepsilon)))`. Its derivative is
+    :math:`\varphi(\varepsilon) / p_u(u)` with the prior density in value space, but is taken from
+    the quantile map itself: a density that goes through x rounds to zero where x rounds to a
+    bound of its support.
+
+    Parameters
+    ----------
+    quantile, noise : callable
+        Noise to value, and value to noise; increasing.
+    """
+
+    def __init__(self, quantile: Map, noise: Map, gateable: bool = True):
+        self._quantile = quantile
+        self._noise = noise
+        self.gateable = gateable
+
+    def evaluate(self, noise):
+        return self._quantile(noise)
+
+    def solve(self, value):
+        return self._noise(value)
+
+    def log_derivative(self, noise):
+        held = noise.copy()  # the parameters must not count as functions of the noise
+        return pt.log(pt.grad(self._quantile(held).sum(), held))
+
+
+class Gated(_Elementwise):
+    r"""Elementwise :math:`\lambda f(\varepsilon) + (1 - \lambda)\varepsilon`.
+
+    It is inverted by bracketing: the solution for a value :math:`u` lies between :math:`u`
+    (the gate closed) and :math:`f^{-1}(u)` (the gate open).
+    """
+
+    def __init__(self, site: _Elementwise, gate: TensorVariable):
+        self.site = site
+        self.gate = gate
+
+    def evaluate(self, noise):
+        return self.gate * self.site.evaluate(noise) + (1 - self.gate) * noise
+
+    def log_derivative(self, noise):
+        return pt.log(self.gate * pt.exp(self.site.log_derivative(noise)) + (1 - self.gate))
+
+    def solve(self, value):
+        open_gate = self.site.solve(value)
+        return solve_increasing(
+            self.evaluate,
+            lambda noise: pt.exp(self.log_derivative(noise)),
+            value,
+            pt.minimum(open_gate, value),
+            pt.maximum(open_gate, value),
+        )
+
+    def gated(self, gate):
+        return Gated(self.site, gate * self.gate)
+
+
+def univariate(
+    rv: TensorVariable,
+    transform: Transform | None,
+    quantile: Map,
+    noise: Map,
+    support: Support | None = None,
+) -> Bijection | None:
+    """Bijection of a univariate variable from its quantile map.
+
+    Parameters
+    ----------
+    rv : TensorVariable
+        The random variable.
+    transform : Transform or None
+        The transform that defines value space.
+    quantile : callable
+        Noise to the natural coordinate of the support, increasing. Write it with
+        :func:`~pymc_emf.bijections.special.tails`.
+    noise : callable
+        The inverse of ``quantile``.
+    support : Support, optional
+        Bounds of the support, by default the real line.
+
+    Returns
+    -------
+    Bijection or None
+        None if the transform is not a monotone elementwise one.
+    """
+    support = support or Support()
+    monotone = _monotone(support, transform, rv.owner.inputs)
+    if monotone is None:
+        return None
+    to_value, from_value, sign = monotone
+    return Quantile(
+        lambda e: to_value(quantile(sign * e)),
+        lambda value: sign * noise(from_value(value)),
+        gateable=not (transform is None and support.bounded),
+    )
+
+
+def location_scale(
+    rv: TensorVariable,
+    transform: Transform | None,
+    loc: TensorVariable,
+    scale: TensorVariable,
+    support: Support | None = None,
+) -> Bijection | None:
+    """Bijection of a variable that is normal in the natural coordinate of its support."""
+    support = support or Support()
+    if support.is_coordinate_of(transform, rv.owner.inputs):
+        return LocScale(loc, scale)
+    return univariate(
+        rv, transform, lambda e: loc + scale * e, lambda c: (c - loc) / scale, support
+    )
+
+
+def _monotone(support: Support, transform: Transform | None, inputs):
+    """Maps between natural coordinate and value, and the sign that makes them increasing."""
+    if support.is_coordinate_of(transform, inputs):
+        return (lambda c: c), (lambda value: value), 1
+    if transform is None:
+        return support.from_coordinate, support.to_coordinate, 1
+    if not isinstance(transform, LogTransform | LogOddsTransform | IntervalTransform | LogExpM1):
+        return None
+    sign = 1
+    if isinstance(transform, IntervalTransform):
+        _, _, lower_bounded, upper_bounded = transform.get_a_and_b(inputs)
+        # log(upper - x) falls as x rises
+        sign = -1 if upper_bounded and not lower_bounded else 1
+
+    return (
+        lambda c: transform.forward(support.from_coordinate(c), *inputs),
+        lambda value: support.to_coordinate(transform.backward(value, *inputs)),
+        sign,
+    )

@@ -1,0 +1,153 @@
+r"""Scalar functions of the standard normal that stay accurate in both tails, on every backend.
+
+:math:`\Phi(\varepsilon)` alone rounds to one beyond 8.3 and its complement is lost; everything
+here works with :math:`\log\Phi(\varepsilon)` and :math:`\log\Phi(-\varepsilon)` instead.
+"""
+
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import jax.scipy.special as jsp
+import numpy as np
+import pytensor.tensor as pt
+
+from pytensor.compile.ops import ViewOp
+from pytensor.gradient import disconnected_type
+from pytensor.link.jax.dispatch import jax_funcify
+from pytensor.scalar.basic import UnaryScalarOp, exp, upgrade_to_float_no_complex
+from pytensor.scalar.math import NdtriExp as PyTensorNdtriExp
+from pytensor.tensor.elemwise import Elemwise
+from pytensor.tensor.variable import TensorVariable
+from scipy import special
+
+__all__ = ["log_ndtr", "ndtri_exp", "noise_from_tails", "normal_logpdf", "stop_gradient", "tails"]
+
+
+class LogNdtr(UnaryScalarOp):
+    """Log of the standard normal distribution function, accurate in both tails."""
+
+    monotonic_increasing = True
+    nfunc_spec = ("scipy.special.log_ndtr", 1, 1)
+
+    def impl(self, x):
+        return special.log_ndtr(x)
+
+    def pullback(self, inputs, outputs, gradients):
+        (x,), (log_cdf,), (gradient,) = inputs, outputs, gradients
+        scale = np.asarray(1 / np.sqrt(2 * np.pi), dtype=gradient.type.dtype)
+        return [gradient * scale * exp(-(x * x) / 2 - log_cdf)]
+
+    def c_code(self, *args, **kwargs):
+        raise NotImplementedError("log_ndtr has no C implementation")
+
+
+class NdtriExp(PyTensorNdtriExp):
+    """PyTensor's ``ndtri_exp`` with a JAX implementation that does not underflow."""
+
+
+class StopGradient(ViewOp):
+    """The identity, constant under differentiation by PyTensor and by JAX alike.
+
+    PyTensor's own ``disconnected_grad`` is dropped when a graph is turned into a JAX function,
+    and JAX then differentiates what was meant to be held fixed.
+    """
+
+    def pullback(self, inputs, outputs, gradients):
+        return [disconnected_type()]
+
+    def pushforward(self, inputs, outputs, eval_points):
+        return [disconnected_type()]
+
+    def connection_pattern(self, node):
+        return [[False]]
+
+
+@jax.custom_jvp
+def _jax_ndtri_exp(log_p):
+    """Solve ``log_ndtr(z) = log_p``; Newton's method where ``exp(log_p)`` underflows."""
+    tiny = jnp.log(jnp.finfo(log_p.dtype).tiny) + 20
+    underflows = log_p < tiny
+    ordinary = jnp.where(underflows, -1.0, log_p)
+    middle = jnp.where(
+        ordinary > -0.1, -jsp.ndtri(-jnp.expm1(ordinary)), jsp.ndtri(jnp.exp(ordinary))
+    )
+    extreme = jnp.where(underflows, log_p, 2 * tiny)
+    z = -jnp.sqrt(-2 * extreme - jnp.log(-4 * np.pi * extreme))
+    for _ in range(3):  # the start is within 1e-2, and the convergence quadratic
+        z = z - (jsp.log_ndtr(z) - extreme) * _mills(z)
+    return jnp.where(underflows, z, middle)
+
+
+@_jax_ndtri_exp.defjvp
+def _jax_ndtri_exp_jvp(primals, tangents):
+    (log_p,), (tangent,) = primals, tangents
+    z = _jax_ndtri_exp(log_p)
+    far = z < -30
+    near = jnp.exp(jnp.where(far, 0.0, log_p + z**2 / 2)) * np.sqrt(2 * np.pi)
+    return z, tangent * jnp.where(far, _mills(jnp.where(far, z, -30.0)), near)
+
+
+def _mills(z):
+    """Ratio of distribution function and density far below zero, an asymptotic series."""
+    w = 1 / z**2
+    return -(1 - w * (1 - 3 * w * (1 - 5 * w * (1 - 7 * w)))) / z
+
+
+@jax_funcify.register(LogNdtr)
+def _jax_log_ndtr(op, **kwargs):
+    return jsp.log_ndtr
+
+
+@jax_funcify.register(NdtriExp)
+def _jax_funcify_ndtri_exp(op, **kwargs):
+    return _jax_ndtri_exp
+
+
+@jax_funcify.register(StopGradient)
+def _jax_stop_gradient(op, **kwargs):
+    return jax.lax.stop_gradient
+
+
+_log_ndtr = Elemwise(LogNdtr(upgrade_to_float_no_complex, name="log_ndtr"))
+_ndtri_exp = Elemwise(NdtriExp(upgrade_to_float_no_complex, name="ndtri_exp"))
+_stop_gradient = StopGradient()
+
+
+def log_ndtr(x: TensorVariable) -> TensorVariable:
+    """Log of the standard normal distribution function, elementwise."""
+    return cast(TensorVariable, _log_ndtr(x))
+
+
+def ndtri_exp(log_p: TensorVariable) -> TensorVariable:
+    """Inverse of :func:`log_ndtr`."""
+    return cast(TensorVariable, _ndtri_exp(log_p))
+
+
+def stop_gradient(x: TensorVariable) -> TensorVariable:
+    """Hold ``x`` constant under differentiation, by PyTensor and by JAX."""
+    return cast(TensorVariable, _stop_gradient(x))
+
+
+def normal_logpdf(noise: TensorVariable) -> TensorVariable:
+    """Log density of the standard normal, elementwise, in nats."""
+    return -0.5 * noise**2 - 0.5 * np.log(2 * np.pi)
+
+
+def tails(noise: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
+    r"""Log probabilities below and above the noise: :math:`\log\Phi(\pm\varepsilon)`."""
+    return log_ndtr(noise), log_ndtr(-noise)
+
+
+def noise_from_tails(log_cdf: TensorVariable, log_sf: TensorVariable) -> TensorVariable:
+    r"""Noise at the given tail probabilities, read from the smaller of the two.
+
+    The inverse of :func:`tails`. The branch not taken is fed a harmless constant, so that its
+    derivative, infinite where the probability is one, never meets a zero as NaN.
+    """
+    lower = log_cdf < log_sf
+    # keeps the noise finite
+    least = pt.constant(np.finfo(log_cdf.dtype).min / 1e8, dtype=log_cdf.dtype)
+    from_below = ndtri_exp(pt.where(lower, pt.maximum(log_cdf, least), -1.0))
+    from_above = -ndtri_exp(pt.where(lower, -1.0, pt.maximum(log_sf, least)))
+    return pt.where(lower, from_below, from_above)

@@ -1,0 +1,273 @@
+r"""Sequential families: each time step is a site, and the gate acts inside the recursion.
+
+For a recursion :math:`u_t = f_t(\varepsilon_t; u_{<t})` the gated map is, at every step,
+:math:`u_t = \lambda_t f_t(\varepsilon_t; u_{<t}) + (1 - \lambda_t)\varepsilon_t` (EMF Eq. 8).
+The inverse knows all of u and is parallel over time.
+"""
+
+from collections.abc import Callable, Sequence
+
+import pymc as pm
+import pytensor
+import pytensor.tensor as pt
+
+from pytensor.tensor.variable import TensorVariable
+
+from pymc_emf.bijections.affine import LocScale
+from pymc_emf.bijections.base import Bijection, bijection_from_rv, register_bijection
+
+__all__ = ["Diffusion", "LinearRecurrence", "linear_recurrence"]
+
+
+def linear_recurrence(
+    coefficients: Sequence[TensorVariable], start: TensorVariable, drive: TensorVariable
+) -> TensorVariable:
+    """Solve ``u[t] = sum_i coefficients[i][t] * u[t - 1 - i] + drive[t]`` along the first axis.
+
+    A first-order recurrence is solved in ``log2(T)`` vectorised steps by doubling (Kogge and
+    Stone 1973); a higher order by one scan.
+
+    Parameters
+    ----------
+    coefficients : sequence of TensorVariable, each of shape (T, ...)
+        Coefficient of the previous value, of the one before that, ...
+    start : TensorVariable, shape (order, ...)
+        The first values, oldest first.
+    drive : TensorVariable, shape (T, ...)
+
+    Returns
+    -------
+    TensorVariable, shape (order + T, ...)
+    """
+    if len(coefficients) == 1 and drive.type.shape[0] is not None:
+        coefficient = pt.concatenate([pt.zeros_like(start), coefficients[0]], axis=0)
+        total = pt.concatenate([start, drive], axis=0)
+        length = 1 + drive.type.shape[0]
+        shift = 1
+        while shift < length:
+            # two stretches of the recursion in a row: u -> a2 (a1 u + b1) + b2
+            updated = total[shift:] + coefficient[shift:] * total[:-shift]
+            product = coefficient[shift:] * coefficient[:-shift]
+            total = pt.concatenate([total[:shift], updated], axis=0)
+            coefficient = pt.concatenate([coefficient[:shift], product], axis=0)
+            shift *= 2
+        return total
+
+    order = len(coefficients)
+
+    def step(*arguments):
+        (drive_t, *coefficients_t), previous = arguments[: 1 + order], arguments[1 + order :]
+        return drive_t + sum(c * u for c, u in zip(coefficients_t, previous, strict=True))
+
+    values = pytensor.scan(
+        step,
+        sequences=[drive, *coefficients],
+        outputs_info=[{"initial": start, "taps": [-1 - i for i in range(order)]}],
+        return_updates=False,
+    )
+    return pt.concatenate([start, values], axis=0)
+
+
+class LinearRecurrence(Bijection):
+    """``u[t] = sum_i coefficients[i][t] * u[t - 1 - i] + innovation(noise[t])``.
+
+    Parameters
+    ----------
+    coefficients : sequence of TensorVariable
+        Broadcastable to shape (T - order, ...), first for the latest value.
+    start, innovation : Bijection
+        From noise to the first ``order`` values, shape (order, ...), and to the later
+        innovations, shape (T - order, ...). Time is the first axis of both.
+    axis : int
+        The axis of time in the value, counted from the end.
+    """
+
+    def __init__(
+        self,
+        coefficients: Sequence[TensorVariable],
+        start: Bijection,
+        innovation: Bijection,
+        axis: int = -1,
+    ):
+        self.coefficients = coefficients
+        self.start = start
+        self.innovation = innovation
+        self.axis = axis
+        self.gateable = start.gateable and innovation.gateable
+
+    @property
+    def order(self) -> int:
+        return len(self.coefficients)
+
+    def forward(self, noise):
+        noise = pt.moveaxis(noise, self.axis, 0)
+        start, start_log_det = self.start.forward(noise[: self.order])
+        drive, log_det = self.innovation.forward(noise[self.order :])
+        coefficients = [pt.broadcast_to(c, drive.shape) for c in self.coefficients]
+        value = linear_recurrence(coefficients, start, drive)
+        return pt.moveaxis(value, 0, self.axis), start_log_det + log_det
+
+    def inverse(self, value):
+        value = pt.moveaxis(value, self.axis, 0)
+        order = self.order
+        length = value.shape[0]
+        expected = sum(
+            c * value[order - 1 - i : length - 1 - i] for i, c in enumerate(self.coefficients)
+        )
+        start, start_log_det = self.start.inverse(value[:order])
+        innovation, log_det = self.innovation.inverse(value[order:] - expected)
+        noise = pt.concatenate([start, innovation], axis=0)
+        return pt.moveaxis(noise, 0, self.axis), start_log_det + log_det
+
+    def gated(self, gate):
+        gate = pt.moveaxis(gate, self.axis, 0)
+        later = gate[self.order :]
+        return LinearRecurrence(
+            [later * c for c in self.coefficients],
+            self.start.gated(gate[: self.order]),
+            self.innovation.gated(later),
+            self.axis,
+        )
+
+
+class Diffusion(Bijection):
+    r"""``u[t] = loc(u[t-1]) + scale(u[t-1]) * noise[t]``, time on the last axis, as one scan.
+
+    Parameters
+    ----------
+    moments : callable
+        ``moments(u, *parameters)`` returns location and scale of the next value.
+    parameters : sequence of TensorVariable
+        What ``moments`` needs besides the state.
+    start : Bijection
+        From noise to the first value.
+    gate : TensorVariable, optional
+        One value per time step after the first, broadcastable, time on the last axis.
+    """
+
+    def __init__(
+        self,
+        moments: Callable[..., tuple[TensorVariable, TensorVariable]],
+        parameters: Sequence[TensorVariable],
+        start: Bijection,
+        gate: TensorVariable | None = None,
+    ):
+        self.moments = moments
+        self.parameters_of_moments = list(parameters)
+        self.start = start
+        self.gate = gate
+        self.gateable = start.gateable
+
+    def _transition(self, state, gate, parameters):
+        """Location and scale of the gated step."""
+        loc, scale = self.moments(state, *parameters)
+        if gate is None:
+            return loc, scale
+        return gate * loc, gate * scale + (1 - gate)
+
+    def _log_det(self, scale, event):
+        return pt.sum(pt.broadcast_to(pt.log(scale), event.shape))
+
+    def forward(self, noise):
+        start, start_log_det = self.start.forward(noise[..., 0])
+        sequences = [pt.moveaxis(noise[..., 1:], -1, 0)]
+        if self.gate is not None:
+            sequences.append(pt.moveaxis(self.gate, -1, 0))
+        n_sequences = len(sequences)
+
+        def step(*arguments):
+            noise_t, *gate = arguments[:n_sequences]
+            state, *parameters = arguments[n_sequences:]
+            loc, scale = self._transition(state, gate[0] if gate else None, parameters)
+            value = loc + scale * noise_t
+            return value.astype(state.dtype), pt.broadcast_to(pt.log(scale), state.shape)
+
+        later, log_scale = pytensor.scan(
+            step,
+            sequences=sequences,
+            outputs_info=[start, None],
+            non_sequences=self.parameters_of_moments,
+            return_updates=False,
+            strict=True,
+        )
+        value = pt.concatenate([start[..., None], pt.moveaxis(later, 0, -1)], axis=-1)
+        return value, start_log_det + log_scale.sum()
+
+    def inverse(self, value):
+        start, start_log_det = self.start.inverse(value[..., 0])
+        later = value[..., 1:]
+        # the moments see a trailing axis of time, as they do in PyMC's own log density
+        loc, scale = self._transition(
+            value[..., :-1], self.gate, [p[..., None] for p in self.parameters_of_moments]
+        )
+        noise = pt.concatenate([start[..., None], (later - loc) / scale], axis=-1)
+        return noise, start_log_det - self._log_det(scale, later)
+
+    def gated(self, gate):
+        return Diffusion(
+            self.moments, self.parameters_of_moments, self.start.gated(gate[..., 0]), gate[..., 1:]
+        )
+
+
+@register_bijection(pm.RandomWalk.rv_type)
+def random_walk(op, rv, transform):
+    if transform is not None:
+        return None
+    init_dist, innovation_dist, _ = rv.owner.inputs  # shapes (1, ...) and (T - 1, ...)
+    start = bijection_from_rv(init_dist, None)
+    innovation = bijection_from_rv(innovation_dist, None)
+    if start is None or innovation is None:
+        return None
+    one = pt.ones((), dtype=rv.dtype)
+    return LinearRecurrence([one], start, innovation, axis=-op.ndim_supp)
+
+
+@register_bijection(pm.AR.rv_type)
+def auto_regression(op, rv, transform):
+    if transform is not None:
+        return None
+    rhos, sigma, init_dist, _, _ = rv.owner.inputs
+    start = bijection_from_rv(init_dist, None)
+    if start is None:
+        return None
+    rhos, sigma = rhos.astype(rv.dtype), sigma.astype(rv.dtype)
+    constant = rhos[..., 0] if op.constant_term else pt.zeros((), dtype=rv.dtype)
+    first = int(op.constant_term)
+    coefficients = [rhos[..., first + i] for i in range(op.ar_order)]
+    return LinearRecurrence(coefficients, _TimeFirst(start), LocScale(constant, sigma), axis=-1)
+
+
+class _TimeFirst(Bijection):
+    """A bijection whose time axis is the last, seen with time as the first."""
+
+    def __init__(self, site: Bijection):
+        self.site = site
+        self.gateable = site.gateable
+
+    def forward(self, noise):
+        value, log_det = self.site.forward(pt.moveaxis(noise, 0, -1))
+        return pt.moveaxis(value, -1, 0), log_det
+
+    def inverse(self, value):
+        noise, log_det = self.site.inverse(pt.moveaxis(value, 0, -1))
+        return pt.moveaxis(noise, -1, 0), log_det
+
+    def gated(self, gate):
+        return _TimeFirst(self.site.gated(pt.moveaxis(gate, 0, -1)))
+
+
+@register_bijection(pm.EulerMaruyama.rv_type)
+def euler_maruyama(op, rv, transform):
+    if transform is not None:
+        return None
+    init_dist, _, *parameters, _ = rv.owner.inputs
+    start = bijection_from_rv(init_dist, None)
+    if start is None:
+        return None
+    dt = pt.as_tensor(op.dt).astype(rv.dtype)
+
+    def moments(state, *sde_parameters):
+        drift, diffusion = op.sde_fn(state, *sde_parameters)
+        return state + dt * drift, pt.sqrt(dt) * diffusion
+
+    return Diffusion(moments, [p.astype(rv.dtype) for p in parameters], start)

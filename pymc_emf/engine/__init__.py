@@ -1,0 +1,1 @@
+"""From PyTensor graphs to compiled functions, and the fused optimisation loop."""

@@ -1,0 +1,85 @@
+"""Functions of one event, run over many."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytensor.tensor as pt
+
+from pymc.pytensorf import compile as pymc_compile
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.replace import vectorize_graph
+from pytensor.tensor.variable import TensorVariable
+
+__all__ = ["batch_jax", "batch_pytensor"]
+
+#: Events per compiled call: enough to fill vector units, few enough to bound memory.
+BATCH_SIZE = 1000
+
+Batched = Callable[..., tuple[np.ndarray, ...]]
+
+
+def batch_jax(
+    function: Callable[..., tuple[Any, ...]], parameters: Sequence[SharedVariable]
+) -> Batched:
+    """Vectorise and jit a JAX function of parameters and one event.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(parameters, *event)`` returns a tuple.
+    parameters : sequence of SharedVariable
+        Read at every call.
+
+    Returns
+    -------
+    callable
+        Of one or more arrays whose first axes run over the events together; they are taken in
+        batches of one size, so that any number of events compiles once.
+    """
+
+    @jax.jit
+    def compiled(values, events):
+        return jax.vmap(lambda event: function(values, *event))(events)
+
+    def run(*events: np.ndarray) -> tuple[np.ndarray, ...]:
+        values = [jnp.asarray(p.get_value()) for p in parameters]
+        n_events = len(events[0])
+        size = min(BATCH_SIZE, _next_power_of_two(n_events))
+        pieces = []
+        for start in range(0, n_events, size):
+            present = min(size, n_events - start)
+            piece = tuple(_pad(array[start : start + size], size) for array in events)
+            pieces.append([np.asarray(output)[:present] for output in compiled(values, piece)])
+        return tuple(np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+
+    return run
+
+
+def _pad(array: np.ndarray, size: int) -> np.ndarray:
+    return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1), mode="edge")
+
+
+def batch_pytensor(event: TensorVariable, outputs: Sequence[Any], **compile_kwargs: Any) -> Batched:
+    """Vectorise a PyTensor graph over ``event`` and compile it with one of PyTensor's backends."""
+    events = pt.tensor("events", shape=(None, *event.type.shape), dtype=event.dtype)
+    # an output that does not depend on the event has no axis to concatenate
+    tied = [output + 0 * event.sum().astype(output.dtype) for output in outputs]
+    function = pymc_compile(
+        [events], vectorize_graph(tied, {event: events}), random_seed=False, **compile_kwargs
+    )
+
+    def run(values: np.ndarray) -> tuple[np.ndarray, ...]:
+        batches = [
+            function(values[start : start + BATCH_SIZE])
+            for start in range(0, len(values), BATCH_SIZE)
+        ]
+        return tuple(np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+
+    return run
+
+
+def _next_power_of_two(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()

@@ -1,0 +1,64 @@
+"""PyTensor graphs as JAX functions."""
+
+import warnings
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pymc  # noqa: F401  (registers the rewrites of parameter checks)
+
+from pytensor.compile.mode import JAX
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.basic import Variable
+from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.replace import clone_replace
+from pytensor.graph.traversal import graph_inputs
+from pytensor.link.jax.dispatch import jax_funcify
+
+from pymc_emf.engine.graph import upcast_constants
+
+__all__ = ["jaxify"]
+
+
+def jaxify(
+    inputs: Sequence[Variable], outputs: Sequence[Variable], *, check_bounds: bool = True
+) -> Callable[..., tuple[Any, ...]]:
+    """Rewrite a PyTensor graph once and return it as a JAX function.
+
+    Parameters
+    ----------
+    inputs : sequence of Variable
+        May hold shared variables; every other shared variable of the graph is frozen at its
+        present value.
+    outputs : sequence of Variable
+    check_bounds : bool
+        Whether PyMC's parameter checks make a log density minus infinity, or are dropped.
+
+    Returns
+    -------
+    callable
+        Takes and returns arrays, one for each input and output; not jitted, not vectorised.
+    """
+    outputs = upcast_constants(outputs)
+    shared = [v for v in graph_inputs(outputs) if isinstance(v, SharedVariable)]
+    as_inputs: dict[Variable, Any] = {v: v.type() for v in inputs if isinstance(v, SharedVariable)}
+    frozen: dict[Variable, Any] = {
+        v: v.type.constant_type(type=v.type, data=np.asarray(v.get_value()), name=v.name)
+        for v in shared
+        if v not in as_inputs
+    }
+    replacements: dict[Variable, Variable] = {**as_inputs, **frozen}
+    outputs = clone_replace(outputs, replacements)
+    fgraph = FunctionGraph(
+        inputs=[as_inputs.get(v, v) for v in inputs], outputs=outputs, clone=True
+    )
+    check = (
+        "local_check_parameter_to_ninf_switch" if check_bounds else "local_remove_check_parameter"
+    )
+    mode = JAX.including(check)
+    mode.optimizer.rewrite(fgraph)
+    with warnings.catch_warnings():
+        # shape assertions of PyTensor's own, which JAX would ignore as it ignores its own
+        warnings.filterwarnings("ignore", message="Skipping .* Op", category=UserWarning)
+        return jax_funcify(fgraph)

@@ -1,0 +1,82 @@
+"""Optimisers: the default schedule, and PyMC's own optimisers as optax transformations."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.traversal import graph_inputs
+
+from pymc_emf.engine.jax import jaxify
+
+__all__ = ["default_optimizer", "from_pymc"]
+
+#: Where data and prior disagree, early gradients are huge, and Adam remembers their squares for
+#: a thousand steps.
+MAX_GRADIENT_NORM = 100.0
+
+
+def default_optimizer(n: int, rates: Sequence[float]) -> optax.GradientTransformation:
+    """Adam with warm-up and cosine decay to zero over ``n`` steps.
+
+    Parameters
+    ----------
+    n : int
+        Number of steps of the fit.
+    rates : sequence of float
+        Peak learning rate of each parameter, in order.
+    """
+    warmup = max(1, min(n // 20, 100))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, max(n, warmup + 1))
+
+    def scale_each(updates, state, parameters=None):
+        del parameters
+        return [rate * u for rate, u in zip(rates, updates, strict=True)], state
+
+    return optax.chain(
+        optax.clip_by_global_norm(MAX_GRADIENT_NORM),
+        optax.scale_by_adam(),
+        optax.GradientTransformation(lambda _: optax.EmptyState(), scale_each),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def from_pymc(
+    optimizer: Callable[..., dict[SharedVariable, Any]], parameters: Sequence[SharedVariable]
+) -> optax.GradientTransformation:
+    """Turn one of PyMC's optimisers, such as ``pm.adam(learning_rate=0.01)``, into an optax one.
+
+    PyMC's optimisers are functions from gradients and shared variables to symbolic updates. The
+    updates are compiled as they are; the shared variables that they create are the state.
+
+    Parameters
+    ----------
+    optimizer : callable
+        ``optimizer(gradients, parameters)`` returns a dict of updates.
+    parameters : sequence of SharedVariable
+        In the order of the parameters that the transformation will be given.
+    """
+    gradients = [p.type() for p in parameters]
+    updates = dict(optimizer(gradients, list(parameters)))
+    state_variables = [
+        v
+        for v in graph_inputs([*updates.values(), *updates])
+        if isinstance(v, SharedVariable) and v not in parameters
+    ]
+    new_values = [updates.get(v, v) for v in (*parameters, *state_variables)]
+    step = jaxify([*parameters, *state_variables, *gradients], new_values)
+
+    def init(_):
+        return [jnp.asarray(np.asarray(v.get_value())) for v in state_variables]
+
+    def update(gradient, state, values=None):
+        new = step(*values, *state, *gradient)
+        changes = [a.astype(b.dtype) - b for a, b in zip(new, values, strict=False)]
+        state = jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), list(new[len(values) :]), state)
+        return changes, state
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,21 @@
+"""Exceptions of this package, subtypes of the ones PyMC raises in the same situations."""
+
+from pymc.variational.opvi import ParametrizationError, VariationalInferenceError
+
+__all__ = ["BadStartError", "DiscreteVariableError", "EmbeddingError", "NonFiniteELBOError"]
+
+
+class DiscreteVariableError(ParametrizationError):
+    """A free variable of the model is discrete."""
+
+
+class EmbeddingError(VariationalInferenceError, NotImplementedError):
+    """A free variable cannot be embedded, and ``embed="strict"`` was asked for."""
+
+
+class BadStartError(VariationalInferenceError, ValueError):
+    """The log density of the model is not finite where the fit has to start."""
+
+
+class NonFiniteELBOError(VariationalInferenceError, FloatingPointError):
+    """The ELBO or its gradient stopped being finite during the fit."""

@@ -1,0 +1,21 @@
+"""Layers: bijections of the whole vector."""
+
+from pymc_emf.layers.affine import Affine, LowerTriangular
+from pymc_emf.layers.autoregressive import MaskedAutoregressive
+from pymc_emf.layers.compose import Chain, Invert, Parallel
+from pymc_emf.layers.permutation import Permutation
+from pymc_emf.layers.presets import make_layers
+from pymc_emf.layers.structured import StructuredLayer, describe
+
+__all__ = [
+    "Affine",
+    "Chain",
+    "Invert",
+    "LowerTriangular",
+    "MaskedAutoregressive",
+    "Parallel",
+    "Permutation",
+    "StructuredLayer",
+    "describe",
+    "make_layers",
+]

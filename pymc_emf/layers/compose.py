@@ -1,0 +1,104 @@
+"""Layers made of layers."""
+
+from collections.abc import Sequence
+
+import pytensor.tensor as pt
+
+from pymc_emf.bijections.base import Bijection
+
+__all__ = ["Chain", "Invert", "Parallel"]
+
+
+class Chain(Bijection):
+    """Bijections one after the other; the first acts on the noise first.
+
+    Parameters
+    ----------
+    layers : sequence of Bijection
+    """
+
+    def __init__(self, layers: Sequence[Bijection]):
+        if not layers:
+            raise ValueError("A Chain needs at least one layer.")
+        self.layers = tuple(layers)
+
+    def forward(self, noise):
+        return _through([layer.forward for layer in self.layers], noise)
+
+    def inverse(self, value):
+        return _through([layer.inverse for layer in reversed(self.layers)], value)
+
+    @property
+    def parameters(self):
+        return [p for layer in self.layers for p in layer.parameters]
+
+
+def _through(maps, event):
+    log_dets = []
+    for apply in maps:
+        event, log_det = apply(event)
+        log_dets.append(log_det)
+    return event, pt.add(*log_dets) if len(log_dets) > 1 else log_dets[0]
+
+
+class Parallel(Bijection):
+    """Bijections side by side, on consecutive slices of the vector (EMF §3.4).
+
+    Parameters
+    ----------
+    layers : sequence of Bijection
+    sizes : sequence of int
+        Length of each layer's slice.
+    """
+
+    def __init__(self, layers: Sequence[Bijection], sizes: Sequence[int]):
+        if not layers or len(layers) != len(sizes):
+            raise ValueError(
+                f"Parallel needs one size for each layer, got {len(layers)} layers and "
+                f"{len(sizes)} sizes."
+            )
+        self.layers = tuple(layers)
+        self.sizes = tuple(int(size) for size in sizes)
+        self.size = sum(self.sizes)
+
+    def forward(self, noise):
+        return self._side_by_side([layer.forward for layer in self.layers], noise)
+
+    def inverse(self, value):
+        return self._side_by_side([layer.inverse for layer in self.layers], value)
+
+    def _side_by_side(self, maps, event):
+        images, log_dets, start = [], [], 0
+        for apply, size in zip(maps, self.sizes, strict=True):
+            image, log_det = apply(event[start : start + size])
+            images.append(image)
+            log_dets.append(log_det)
+            start += size
+        log_det = pt.add(*log_dets) if len(log_dets) > 1 else log_dets[0]
+        return pt.concatenate(images), log_det
+
+    @property
+    def parameters(self):
+        return [p for layer in self.layers for p in layer.parameters]
+
+
+class Invert(Bijection):
+    """A bijection with its two directions exchanged.
+
+    Parameters
+    ----------
+    layer : Bijection
+    """
+
+    def __init__(self, layer: Bijection):
+        self.layer = layer
+
+    def forward(self, noise):
+        return self.layer.inverse(noise)
+
+    def inverse(self, value):
+        return self.layer.forward(value)
+
+    @property
+    def parameters(self):
+        return self.layer.parameters

@@ -1,0 +1,110 @@
+"""Flow layers by name."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from pymc_emf.bijections.base import Bijection
+from pymc_emf.layers.affine import Affine, LowerTriangular
+from pymc_emf.layers.autoregressive import MaskedAutoregressive
+from pymc_emf.layers.compose import Invert
+
+__all__ = ["PRESETS", "LayerSpec", "check_layers", "make_layers"]
+
+LayerSpec = str | Bijection | Callable[[int], Bijection] | Sequence["LayerSpec"] | None
+
+#: Longest vector that gets a dense triangular matrix from a preset; beyond it the matrix would
+#: dominate memory and time, and the elementwise layer takes its place.
+DENSE_LIMIT = 1000
+
+
+def _affine(size: int, rng: np.random.Generator) -> list[Bijection]:
+    return [Affine(size)]
+
+
+def _lower_triangular(size: int, rng: np.random.Generator) -> list[Bijection]:
+    return [LowerTriangular(size)]
+
+
+def _dense_if_small(size: int) -> Bijection:
+    return LowerTriangular(size) if size <= DENSE_LIMIT else Affine(size)
+
+
+def _iaf(size: int, rng: np.random.Generator) -> list[Bijection]:
+    # The second conditions in the opposite order, so that every pair of elements can interact;
+    # the vector itself stays in model order, as the affine layer and its warm start need.
+    first = MaskedAutoregressive(size, random_seed=rng)
+    second = MaskedAutoregressive(size, reverse=True, random_seed=rng)
+    return [first, second, _dense_if_small(size)]
+
+
+def _maf(size: int, rng: np.random.Generator) -> list[Bijection]:
+    return [*(Invert(layer) for layer in _iaf(size, rng)[:2]), _dense_if_small(size)]
+
+
+PRESETS = {
+    "iaf": _iaf,
+    "maf": _maf,
+    "affine": _affine,
+    "mean_field": _affine,
+    "lower_triangular": _lower_triangular,
+    "full_rank": _lower_triangular,
+}
+
+
+def check_layers(spec: LayerSpec) -> None:
+    """Raise if a specification of layers is wrong, as far as that shows without a model."""
+    match spec:
+        case str() if spec.lower() not in PRESETS:
+            names = ", ".join(repr(name) for name in PRESETS)
+            raise ValueError(f"There are no layers named {spec!r}; choose one of {names}.")
+        case list() | tuple():
+            for entry in spec:
+                check_layers(entry)
+        case None | str() | Bijection():
+            pass
+        case _ if not callable(spec):
+            raise TypeError(
+                "layers must be a name, a layer, a function of the size or a list of these, "
+                f"got {spec!r}."
+            )
+
+
+def make_layers(spec: LayerSpec, size: int, rng: np.random.Generator) -> list[Bijection]:
+    """Make the layers that stand before the structured one.
+
+    Parameters
+    ----------
+    spec : str, Bijection, callable, None or a sequence of these
+        A name of ``PRESETS``, a layer, a function from the size of the vector to a layer, or
+        several of them from the noise onwards. None is no layer.
+    size : int
+        Length of the vector.
+    rng : Generator
+        For initial weights.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, or a layer has another size.
+    TypeError
+        If an entry is none of the above.
+    """
+    check_layers(spec)
+    match spec:
+        case None:
+            return []
+        case str():
+            return PRESETS[spec.lower()](size, rng)
+        case Bijection():
+            layer_size = getattr(spec, "size", size)
+            if layer_size != size:
+                raise ValueError(
+                    f"The layer {type(spec).__name__} has size {layer_size}, but the model has "
+                    f"{size} unconstrained elements; make the layer with size {size}."
+                )
+            return [spec]
+        case list() | tuple():
+            return [layer for entry in spec for layer in make_layers(entry, size, rng)]
+        case _:
+            return make_layers(spec(size), size, rng)  # type: ignore[operator]

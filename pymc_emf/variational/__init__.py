@@ -1,0 +1,1 @@
+"""Variational inference: the approximation, the inference method and its warm start."""

@@ -1,0 +1,424 @@
+"""The fitted approximation: a PyMC Approximation with vectorised sampling and diagnostics."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pymc as pm
+import pytensor
+import pytensor.tensor as pt
+import xarray as xr
+
+from arviz_base import dict_to_dataset
+from pymc.backends.arviz import (
+    coords_and_dims_for_inferencedata,
+    find_constants,
+    find_observations,
+)
+from pymc.util import RandomState, _get_seeds_per_chain
+from pymc.variational.approximations import SingleGroupApproximation
+from pymc.variational.opvi import Group, VIState, node_property
+from pytensor.graph.replace import vectorize_graph
+from pytensor.tensor.variable import TensorVariable
+
+import pymc_emf
+
+from pymc_emf.engine.batch import Batched, batch_jax, batch_pytensor
+from pymc_emf.engine.graph import expose_minibatches
+from pymc_emf.engine.jax import jaxify
+from pymc_emf.variational.objective import Objective
+from pymc_emf.variational.warm_start import WarmStart
+
+__all__ = ["ELBO", "EMFApproximation", "EMFGroup", "make_rng"]
+
+#: Draws behind ``approx.mean``, ``approx.std`` and ``approx.cov``, which have no closed form.
+N_MOMENT_DRAWS = 1000
+
+
+def make_rng(random_seed: RandomState) -> np.random.Generator:
+    """Make a generator from anything that PyMC takes as a seed."""
+    (seed,) = _get_seeds_per_chain(random_seed, 1)
+    return np.random.default_rng(seed)
+
+
+@dataclass(frozen=True)
+class ELBO:
+    """Estimate of the evidence lower bound, in nats.
+
+    Attributes
+    ----------
+    mean, se : float
+        Average over the draws and its standard error.
+    draws : int
+    """
+
+    mean: float
+    se: float
+    draws: int
+
+    def __str__(self) -> str:
+        return f"ELBO {self.mean:.4f} ± {self.se:.4f} nats ({self.draws:,} draws)"
+
+
+class EMFGroup(Group):
+    """All free variables of a model, approximated by an embedded-model flow."""
+
+    short_name = "emf"
+
+    def __init__(self, group, *, objective: Objective, **kwargs):
+        self.objective = objective
+        super().__init__(group, **kwargs)
+
+    def __init_group__(self, group):
+        # PyMC's own would run the model to learn the shapes, which the program knows.
+        self.group = group
+        size = self.objective.size
+        self.input = pt.vector("emf_value", shape=(size,), dtype=pytensor.config.floatX)
+        self.symbolic_initial = pt.matrix(
+            "emf_noise", shape=(None, size), dtype=pytensor.config.floatX
+        )
+        for site in self.objective.program.sites_in_model_order:
+            value = self.model.rvs_to_values[self.model[site.name]]
+            replacement = site.take(self.input).astype(value.dtype)
+            replacement.name = f"{value.name}_vi_replacement"
+            self.replacements[value] = replacement
+            self.ordering[value.name] = (value.name, site.noise, site.shape, value.dtype)
+        self.shared_params = {p.name: p for p in self._parameters}
+        self._finalize_init()
+
+    @property
+    def _parameters(self):
+        return self.objective.parameters
+
+    @property
+    def params(self):
+        return self._parameters
+
+    @node_property
+    def _value_and_log_q(self):
+        noise = self.objective.noise()
+        outputs = self.objective.symbolic_log_q(noise)
+        return vectorize_graph(list(outputs), {noise: self.symbolic_initial})
+
+    @node_property
+    def symbolic_random(self):
+        return self._value_and_log_q[0]
+
+    @node_property
+    def symbolic_logq_not_scaled(self):
+        return self._value_and_log_q[1]
+
+    @cached_property
+    def _moment_draws(self):
+        draws = np.random.default_rng(0).normal(size=(N_MOMENT_DRAWS, self.objective.size))
+        noise = pt.constant(draws.astype(pytensor.config.floatX))
+        return vectorize_graph(self.symbolic_random, {self.symbolic_initial: noise})
+
+    @node_property
+    def mean(self):
+        """Mean in value space, over fixed draws of the noise."""
+        return self._moment_draws.mean(0)
+
+    @node_property
+    def std(self):
+        """Standard deviation in value space, over fixed draws of the noise."""
+        return self._moment_draws.std(0)
+
+    @node_property
+    def cov(self):
+        """Covariance in value space, over fixed draws of the noise."""
+        centred = self._moment_draws - self.mean
+        return centred.T @ centred / (N_MOMENT_DRAWS - 1)
+
+
+class EMFApproximation(SingleGroupApproximation):
+    """Posterior approximation by an embedded-model flow.
+
+    Made by ``pm.fit(method=EMFApprox())`` or :func:`pymc_emf.fit`.
+
+    Attributes
+    ----------
+    hist : ndarray
+        Loss (negative ELBO estimate, nats) of every step.
+    warm_start : WarmStart
+        How the fit started.
+    timing : dict
+        Seconds: "rewrite" (PyTensor), "warm_start", "compile" (XLA), "step" (one step), "fit"
+        (everything).
+    """
+
+    _group_class = EMFGroup
+
+    def __init__(self, objective: Objective, random_seed: RandomState = None):
+        model = objective.program.model
+        with model:
+            super().__init__(objective=objective, model=model)
+        self.objective = objective
+        self.hist = np.asarray(())
+        self.warm_start = WarmStart("none")
+        self.timing: dict[str, float] = {}
+        self.compile_kwargs: dict[str, Any] | None = None  # of a fit by PyMC's own loop
+        self._rng = make_rng(random_seed)
+
+    @property
+    def model(self) -> pm.Model:
+        return self.objective.program.model
+
+    def __str__(self) -> str:
+        layers = " > ".join(type(layer).__name__ for layer in self.objective.flow.layers)
+        return f"EMFApproximation[{self.objective.size}: {layers}]"
+
+    # --- PyMC's symbolic interface -------------------------------------------------------
+
+    def symbolic_sample_over_posterior(self, node, more_replacements=None):
+        """Vectorise over draws, where PyMC scans over them one by one."""
+        node = self.to_flat_input(node, more_replacements=more_replacements)
+        (flat,), (draws,) = self.inputs, self.symbolic_randoms
+        return vectorize_graph(node, {flat: draws})
+
+    # --- draws -----------------------------------------------------------------------------
+
+    def _batched(self, event: TensorVariable, outputs: list[Any]) -> Batched:
+        """Compile a graph that depends on one event, for many, with the backend of the fit."""
+        outputs, minibatches = expose_minibatches(outputs)
+        if minibatches:
+            raise NotImplementedError("These outputs depend on a minibatch.")
+        if self.compile_kwargs is not None:
+            return batch_pytensor(event, outputs, **self.compile_kwargs)
+        parameters = self.objective.parameters
+        single = jaxify([*parameters, event], outputs, check_bounds=self.objective.check_bounds)
+        return batch_jax(lambda values, event: tuple(single(*values, event)), parameters)
+
+    @cached_property
+    def _draw(self) -> tuple[list[str], Batched]:
+        """Names and values of the variables of the model, as a function of noise."""
+        structured, program = self.objective.structured, self.objective.program
+        noise = self.objective.noise()
+        value, _ = self.objective.flow.forward(noise)
+        constrained = structured.constrain(value)
+        outputs: dict[str, TensorVariable] = {str(rv.name): x for rv, x in constrained.items()}
+        for site in program.sites:
+            if site.transform is not None:
+                outputs[site.value_name] = site.take(value)
+        deterministics = program.frozen.deterministics
+        given = program.given(deterministics, constrained) if deterministics else []
+        outputs.update((det.name, x) for det, x in zip(deterministics, given, strict=True))
+        return list(outputs), self._batched(noise, list(outputs.values()))
+
+    @cached_property
+    def _weigh(self) -> Batched:
+        """Log joint density and log density of the approximation, as a function of noise."""
+        if self.compile_kwargs is None:
+            return self.objective.weigh
+        noise = self.objective.noise()
+        value, log_q = self.objective.symbolic_log_q(noise)
+        log_p = pt.add(*self.objective.program.log_density_terms(value).values())
+        weigh = batch_pytensor(noise, [log_p, log_q], **self.compile_kwargs)
+        return lambda noise, seeds: weigh(noise)
+
+    def _noise(self, draws: int, random_seed: RandomState) -> tuple[np.ndarray, np.ndarray]:
+        if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
+            raise ValueError(f"draws must be a positive integer, got {draws!r}.")
+        rng = self._rng if random_seed is None else make_rng(random_seed)
+        noise = rng.normal(size=(draws, self.objective.size)).astype(pytensor.config.floatX)
+        return noise, rng.integers(2**31, size=draws)
+
+    def sample(
+        self,
+        draws: int = 500,
+        *,
+        random_seed: RandomState = None,
+        return_inferencedata: bool = True,
+        include_transformed: bool | None = None,
+        **kwargs: Any,
+    ) -> xr.DataTree:
+        """Draw from the approximate posterior.
+
+        Parameters
+        ----------
+        draws : int
+            Number of independent draws.
+        random_seed : int, RandomState or Generator, optional
+            By default the draws continue the random stream of the fit.
+        return_inferencedata : bool
+            With False, a PyMC ``MultiTrace`` as PyMC's own approximations return it.
+        include_transformed : bool, optional
+            Whether the posterior has the unconstrained values too; by default as ``fit`` was told.
+
+        Returns
+        -------
+        xarray.DataTree
+            In ArviZ's schema, with one chain: ``posterior`` (free variables and deterministics
+            with the model's coords and dims), ``sample_stats`` (``lp``, the log joint density, and
+            ``lq``, the log density of the approximation, of each draw in value space, nats),
+            ``fit`` (``elbo`` of every step, and the gates), ``observed_data``, ``constant_data``.
+
+        Raises
+        ------
+        ValueError
+            If ``draws`` is not a positive integer.
+        """
+        noise, seeds = self._noise(draws, random_seed)
+        if not return_inferencedata:
+            return super().sample(
+                draws, random_seed=random_seed, return_inferencedata=False, **kwargs
+            )
+        if kwargs:
+            raise TypeError(f"sample() got unexpected arguments: {', '.join(kwargs)}.")
+        names, draw = self._draw
+        posterior = dict(zip(names, draw(noise), strict=True))
+        if include_transformed is None:
+            include_transformed = getattr(self.groups[0], "include_transformed", False)
+        if not include_transformed:
+            for site in self.objective.program.sites:
+                if site.transform is not None:
+                    del posterior[site.value_name]
+        order = {name: i for i, name in enumerate(self.model.named_vars)}
+        posterior = dict(sorted(posterior.items(), key=lambda item: order.get(item[0], -1)))
+        log_p, log_q = self._weigh(noise, seeds)
+        return self._to_datatree(posterior, {"lp": log_p, "lq": log_q})
+
+    def _to_datatree(self, posterior, sample_stats) -> xr.DataTree:
+        coords, dims = coords_and_dims_for_inferencedata(self.model)
+
+        def dataset(variables, **kwargs):
+            return dict_to_dataset(
+                variables, inference_library=pymc_emf, coords=coords, dims=dims, **kwargs
+            )
+
+        one_chain = {name: values[None] for name, values in posterior.items()}
+        stats = {name: values[None] for name, values in sample_stats.items()}
+        groups = {
+            "posterior": dataset(one_chain),
+            "sample_stats": dataset(stats),
+            "fit": self._fit_dataset(),
+        }
+        for name, variables in (
+            ("observed_data", find_observations(self.model)),
+            ("constant_data", find_constants(self.model)),
+        ):
+            if variables:
+                groups[name] = dataset(variables, sample_dims=[])
+        return xr.DataTree.from_dict(groups)
+
+    def _fit_dataset(self) -> xr.Dataset:
+        gates = self.gates.rename({name: f"{name}_gate" for name in self.gates.data_vars})
+        elbo = xr.DataArray(-np.asarray(self.hist, dtype=float), dims=["step"], name="elbo")
+        return gates.assign(elbo=elbo).assign_attrs(
+            inference_library="pymc_emf", inference_library_version=pymc_emf.__version__
+        )
+
+    # --- what the fit says -----------------------------------------------------------------
+
+    @property
+    def gates(self) -> xr.Dataset:
+        """Gate of every element: 1 where the prior is embedded, 0 where it is bypassed."""
+        coords, dims = coords_and_dims_for_inferencedata(self.model)
+        values = self.objective.structured.gates()
+        sites = self.objective.program.sites_in_model_order
+        # a transform that drops a dimension leaves elements without the variable's coords
+        named: dict[Any, Any] = {
+            s.name: dims[s.name] for s in sites if s.shape == s.rv_shape and s.name in dims
+        }
+        for site in sites:
+            if site.shape != site.rv_shape:
+                named[site.name] = [f"{site.value_name}_dim_{i}" for i in range(len(site.shape))]
+        return dict_to_dataset(
+            {site.name: np.array(values[site.name]) for site in sites},
+            inference_library=pymc_emf,
+            coords=coords,
+            dims=named,
+            sample_dims=[],
+        )
+
+    def elbo(self, draws: int = 10_000, *, random_seed: RandomState = None) -> ELBO:
+        """Estimate the evidence lower bound from fresh draws.
+
+        Parameters
+        ----------
+        draws : int
+        random_seed : int, RandomState or Generator, optional
+
+        Returns
+        -------
+        ELBO
+            With ``mean`` and its standard error ``se``, in nats.
+
+        Raises
+        ------
+        ValueError
+            If ``draws`` is not a positive integer.
+        """
+        log_p, log_q = self._weigh(*self._noise(draws, random_seed))
+        log_weights = np.asarray(log_p - log_q, dtype=float)
+        se = log_weights.std(ddof=1) / np.sqrt(draws) if draws > 1 else np.nan
+        return ELBO(float(log_weights.mean()), float(se), int(draws))
+
+    @cached_property
+    def _log_q(self) -> Batched:
+        value = self.objective.noise("value")
+        noise, log_det = self.objective.flow.inverse(value)
+        log_q = -0.5 * (noise**2 + np.log(2 * np.pi)).sum() + log_det
+        return self._batched(value, [log_q])
+
+    def log_prob(self, point: Mapping[str, Any] | np.ndarray) -> np.ndarray:
+        """Log density of the approximation at unconstrained values.
+
+        Parameters
+        ----------
+        point : dict or ndarray
+            Either a dict from the names of value variables (as in ``model.initial_point()``,
+            for example ``"sigma_log__"``) to arrays with common leading batch axes, or an array
+            of shape (..., size) in the order of ``model.free_RVs``.
+
+        Returns
+        -------
+        ndarray
+            Of the shape of the batch axes, in nats.
+
+        Raises
+        ------
+        KeyError
+            If a value variable is missing.
+        ValueError
+            If a value has the wrong shape.
+        """
+        flat = self._flatten(point)
+        batch = flat.shape[:-1]
+        (log_q,) = self._log_q(flat.reshape(-1, flat.shape[-1]))
+        return log_q.reshape(batch)
+
+    def _flatten(self, point: Mapping[str, Any] | np.ndarray) -> np.ndarray:
+        dtype = pytensor.config.floatX
+        if not isinstance(point, Mapping):
+            flat = np.asarray(point, dtype=dtype)
+            if flat.ndim == 0 or flat.shape[-1] != self.objective.size:
+                raise ValueError(
+                    f"The last axis of the values must have {self.objective.size} elements, "
+                    f"got shape {flat.shape}."
+                )
+            return flat
+        pieces = []
+        for site in self.objective.program.sites_in_model_order:
+            if site.value_name not in point:
+                raise KeyError(
+                    f"The point lacks the unconstrained value {site.value_name} of {site.name}."
+                )
+            value = np.asarray(point[site.value_name], dtype=dtype)
+            n_batch = value.ndim - len(site.shape)
+            if n_batch < 0 or value.shape[n_batch:] != site.shape:
+                raise ValueError(
+                    f"The value {site.value_name} must end in shape {site.shape}, "
+                    f"got shape {value.shape}."
+                )
+            pieces.append(value.reshape(*value.shape[:n_batch], site.size))
+        batch = np.broadcast_shapes(*(piece.shape[:-1] for piece in pieces))
+        return np.concatenate([np.broadcast_to(p, (*batch, p.shape[-1])) for p in pieces], axis=-1)
+
+    @property
+    def state(self) -> VIState:
+        """Posterior means and standard deviations in the model's own space, from draws."""
+        posterior = self.sample(N_MOMENT_DRAWS, random_seed=0).posterior.to_dataset()
+        return VIState(posterior.mean(("chain", "draw")), posterior.std(("chain", "draw")))

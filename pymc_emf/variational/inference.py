@@ -1,0 +1,565 @@
+"""The inference method: ``pm.fit(method=EMFApprox())``."""
+
+import logging
+import time
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pymc as pm
+import pytensor
+
+from pymc.initial_point import make_initial_point_fn
+from pymc.model import modelcontext
+from pymc.progress_bar import CustomProgress, default_progress_theme
+from pymc.pytensorf import resolve_backend_compile_kwargs
+from pymc.util import RandomState
+from pymc.variational.inference import Inference, State
+from pymc.variational.operators import KL
+from pytensor.compile.mode import Mode, get_mode
+from pytensor.link.jax import JAXLinker
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+from rich.theme import Theme
+
+from pymc_emf.engine.compile import compile_bijection
+from pymc_emf.engine.loop import MAX_BAD_STEPS, compile_chunk, start_state
+from pymc_emf.engine.optimizers import default_optimizer, from_pymc
+from pymc_emf.exceptions import NonFiniteELBOError
+from pymc_emf.layers import StructuredLayer, make_layers
+from pymc_emf.layers.presets import LayerSpec, check_layers
+from pymc_emf.layers.structured import Gate
+from pymc_emf.program import Program
+from pymc_emf.variational.approximation import EMFApproximation, make_rng
+from pymc_emf.variational.objective import Objective
+from pymc_emf.variational.warm_start import evaluate_prior, start_at, warm_start
+
+__all__ = ["EMFApprox", "fit"]
+
+logger = logging.getLogger(__name__)
+
+#: Steps of one compiled call. Callbacks, progress bar and Ctrl-C are served in between.
+CHUNK_SIZE = 100
+#: Draws from which the fit is compared with its own start, at the end.
+N_FINAL_DRAWS = 5000
+
+LEARNING_RATE = 0.01
+#: Gates are sigmoids of 100 times their parameter, and take a tenth of the rate.
+GATE_LEARNING_RATE = 0.001
+
+Callback = Callable[[EMFApproximation, np.ndarray | None, int], None]
+type Optimizer = Any  # an optax transformation, or one of PyMC's own optimisers
+
+
+class EMFApprox(Inference):
+    """Variational inference by an embedded-model flow.
+
+    Parameters
+    ----------
+    model : pymc.Model, optional
+        By default the model in whose context ``fit`` is called, so that the method can be made
+        before there is a model.
+    layers : str, Bijection, callable, None or sequence of these
+        Flow layers between the noise and the embedded model: "iaf" (two masked autoregressive
+        layers and a triangular affine one), "maf", "affine" (mean field), "lower_triangular"
+        (full rank), a layer, a function from the vector's size to a layer, or several of these
+        from the noise onwards. None leaves the embedded model alone.
+    gate : {"element", "variable"} or None
+        One trainable gate per element or per variable, through which the fit can bypass what
+        the data contradict; or none.
+    gate_init : float
+        Initial gates, in (0, 1).
+    embed : bool or "strict"
+        Whether to embed the model. With True, a variable for which no bijection is known is
+        bypassed; with "strict" it is an error; with False all are, and what is left is
+        ordinary variational inference with the flow layers.
+    warm_start : "auto" or bool
+        Whether to look for a good start before the fit. "auto" does so whenever the last of the
+        layers is affine.
+    random_seed : int, RandomState or Generator, optional
+        ``pm.fit`` does not pass its own seed on to a method given as an instance.
+    start : dict, optional
+        Values of some variables to start from, as in PyMC; likewise not passed on by ``pm.fit``.
+
+    Raises
+    ------
+    ValueError
+        If an option has an unknown value.
+
+    Notes
+    -----
+    ``fit`` again, or ``refine``, continues from what was learnt. An instance serves one model.
+
+    References
+    ----------
+    Silvestri, Fertig, Moore, Ambrogioni, "Embedded-model flows", ICLR 2022, arXiv:2110.06021.
+
+    Examples
+    --------
+    >>> import pymc as pm
+    >>> import pymc_emf as emf
+    >>> with pm.Model():
+    ...     mu = pm.Normal("mu", 0.0, 10.0)
+    ...     y = pm.Normal("y", mu, 1.0, observed=[1.0, 2.0, 3.0])
+    ...     approx = pm.fit(500, method=emf.EMFApprox(random_seed=1), progressbar=False)
+    >>> idata = approx.sample(1000)
+    >>> abs(float(idata.posterior["mu"].mean()) - 2.0) < 0.1
+    True
+    """
+
+    def __init__(
+        self,
+        model: pm.Model | None = None,
+        *,
+        layers: LayerSpec = "iaf",
+        gate: Gate = "element",
+        gate_init: float = 0.999,
+        embed: bool | Literal["strict"] = True,
+        warm_start: bool | Literal["auto"] = "auto",
+        random_seed: RandomState = None,
+        start: Mapping[str, Any] | None = None,
+    ):
+        check_layers(layers)
+        StructuredLayer.check_options(gate, gate_init, embed)
+        if warm_start not in (True, False, "auto"):
+            raise ValueError(f'warm_start must be "auto", True or False, got {warm_start!r}.')
+        self.hist = np.asarray(())
+        self.state = None
+        self.layers = layers
+        self.gate = gate
+        self.gate_init = gate_init
+        self.embed = embed
+        self.warm_start = warm_start
+        self.start = start
+        self._model = model
+        self._rng = make_rng(random_seed)
+        if model is not None:
+            self._bind()
+
+    # --- the model -----------------------------------------------------------------------------
+
+    @property
+    def approx(self) -> EMFApproximation:
+        """The approximation; it exists once a model is known."""
+        if "objective" not in self.__dict__:
+            raise AttributeError("This EMFApprox has no model yet; call fit, or pass model=.")
+        return self.objective.approx
+
+    def _bind(self) -> EMFApproximation:
+        """Make the approximation of the model, unless it exists already."""
+        context = pm.Model.get_context(error_if_none=False)
+        if "objective" in self.__dict__:
+            bound = self.approx.model
+            if self._model is None and context is not None and context is not bound:
+                raise ValueError(
+                    "This EMFApprox has already been used for another model; "
+                    "make a new EMFApprox() for each model."
+                )
+            return self.approx
+        model = self._model if self._model is not None else context
+        if model is None:
+            raise TypeError(
+                "EMFApprox has no model: call fit inside a `with model:` block, or pass "
+                "EMFApprox(model=...)."
+            )
+        model = modelcontext(model)
+        start = time.perf_counter()
+        structured = StructuredLayer(
+            Program(model), self.gate, gate_init=self.gate_init, embed=self.embed
+        )
+        layers = make_layers(self.layers, structured.size, self._rng)
+        approx = EMFApproximation(Objective(layers, structured), random_seed=self._rng)
+        self.objective = KL(approx)(None)
+        approx.timing["rewrite"] = time.perf_counter() - start
+        return approx
+
+    # --- fitting -------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        n: int = 10_000,
+        score: bool | None = None,
+        callbacks: Sequence[Callback] | None = None,
+        progressbar: bool = True,
+        progressbar_theme: Theme = default_progress_theme,
+        *,
+        backend: str | None = None,
+        include_transformed: bool = False,
+        obj_n_mc: int = 50,
+        obj_optimizer: Optimizer | None = None,
+        total_grad_norm_constraint: float | None = None,
+        compile_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> EMFApproximation:
+        """Maximise the ELBO.
+
+        Parameters
+        ----------
+        n : int
+            Number of steps; the learning rate decays to zero over them.
+        score : bool, optional
+            Whether to record the loss of every step; by default yes.
+        callbacks : sequence of callable
+            Called as ``callback(approx, losses, i)`` after every chunk of 100 steps, and after
+            the last; ``StopIteration`` ends the fit.
+        progressbar : bool
+        progressbar_theme : rich.theme.Theme
+        backend : {"jax", "numba", "c"}, optional
+            By default JAX, with fused steps. Others run PyMC's own loop, one step at a time.
+        include_transformed : bool
+            Whether ``approx.sample`` returns unconstrained values too.
+        obj_n_mc : int
+            Monte Carlo draws per step.
+        obj_optimizer : optax.GradientTransformation or callable, optional
+            An optax optimiser, or one of PyMC's own (``pm.adam(learning_rate=0.01)``). By
+            default Adam with warm-up and cosine decay.
+        total_grad_norm_constraint : float, optional
+            Gradients are scaled down to this norm.
+        compile_kwargs : dict, optional
+            For ``pytensor.function``; not with JAX.
+        **kwargs
+            Further arguments of PyMC's loop; not with JAX.
+
+        Returns
+        -------
+        EMFApproximation
+
+        Raises
+        ------
+        TypeError
+            If there is no model, or it has no free variables.
+        ValueError
+            If ``n`` or ``obj_n_mc`` is not positive, or the model cannot be fitted.
+        NonFiniteELBOError
+            If the ELBO stays non-finite for several steps. What was learnt until then is kept.
+        """
+        _check_positive("n", n)
+        _check_positive("obj_n_mc", obj_n_mc)
+        with_jax = _is_jax(backend, compile_kwargs)
+        if with_jax and (kwargs or compile_kwargs):
+            names = ", ".join([*kwargs, *(["compile_kwargs"] if compile_kwargs else [])])
+            raise TypeError(
+                f"fit() got arguments that the JAX engine does not take: {names}; "
+                'pass backend="numba" to use PyMC\'s own loop.'
+            )
+        approx = self._bind()
+        approx.groups[0].include_transformed = include_transformed
+        started = time.perf_counter()
+        if len(self.hist) == 0:
+            self._prepare(approx)
+        if not with_jax:
+            kwargs["compile_kwargs"] = resolve_backend_compile_kwargs(backend, compile_kwargs)
+            approx.compile_kwargs = kwargs["compile_kwargs"]
+            self._run_pytensor(
+                approx,
+                n,
+                score=score,
+                callbacks=callbacks,
+                progressbar=progressbar,
+                progressbar_theme=progressbar_theme,
+                include_transformed=include_transformed,
+                obj_n_mc=obj_n_mc,
+                obj_optimizer=_for_pytensor(obj_optimizer),
+                total_grad_norm_constraint=total_grad_norm_constraint,
+                **kwargs,
+            )
+            return approx
+        approx.compile_kwargs = None
+        optimizer = self._optimizer(n, obj_optimizer, total_grad_norm_constraint)
+        self._run_jax(
+            approx,
+            n,
+            optimizer,
+            n_draws=obj_n_mc,
+            score=score is not False,
+            callbacks=list(callbacks or ()),
+            progress=CustomProgress(
+                *Progress.get_default_columns(),
+                TextColumn("{task.fields[loss]}"),
+                console=Console(theme=progressbar_theme),
+                disable=not progressbar,
+            ),
+        )
+        approx.timing["fit"] = time.perf_counter() - started
+        return approx
+
+    def refine(self, n: int, progressbar: bool = True, **kwargs: Any) -> None:
+        """Continue a fit by ``n`` steps, from what was learnt."""
+        if len(self.hist) == 0:
+            raise TypeError("Need to call `.fit` first")
+        self.fit(n, progressbar=progressbar, **kwargs)
+
+    def _prepare(self, approx: EMFApproximation) -> None:
+        """Check that the log density is finite somewhere, and find a good start."""
+        begin = time.perf_counter()
+        objective = approx.objective
+        start = None if self.start is None else _to_noise(objective, self.start)
+        objective.rewrite()
+        approx.timing["rewrite"] += time.perf_counter() - begin
+        begin = time.perf_counter()
+        noise, log_density = evaluate_prior(objective, self._rng, start)
+        if self.warm_start is not False:
+            approx.warm_start = warm_start(objective, self._rng, noise, log_density, start)
+        elif start is not None:
+            approx.warm_start = start_at(objective, start)
+        approx.timing["warm_start"] = time.perf_counter() - begin
+
+    def _optimizer(self, n, obj_optimizer, norm) -> optax.GradientTransformation:
+        objective = self.approx.objective
+        match obj_optimizer:
+            case None:
+                rates = [LEARNING_RATE] * len(objective.layer_parameters)
+                rates += [GATE_LEARNING_RATE] * len(objective.structured.parameters)
+                optimizer = default_optimizer(n, rates)
+            case optax.GradientTransformation():
+                optimizer = obj_optimizer
+            case _ if callable(obj_optimizer):
+                optimizer = from_pymc(obj_optimizer, objective.parameters)
+            case _:
+                raise TypeError(
+                    "obj_optimizer must be an optax transformation or one of PyMC's optimisers, "
+                    f"got {obj_optimizer!r}."
+                )
+        if norm is not None:
+            optimizer = optax.chain(optax.clip_by_global_norm(norm), optimizer)
+        return optimizer
+
+    def _run_jax(self, approx, n, optimizer, *, n_draws, score, callbacks, progress) -> None:
+        objective = approx.objective
+        parameters = objective.parameters
+        before = [p.get_value() for p in parameters]
+        state = start_state(before, optimizer)
+        key = jax.random.key(int(self._rng.integers(2**31)))
+        begin = time.perf_counter()
+        chunk = compile_chunk(objective.loss(n_draws), optimizer, state, CHUNK_SIZE)
+        approx.timing["compile"] = time.perf_counter() - begin
+
+        losses = np.full(n, np.nan)
+        done, bad_steps, stepping = 0, 0, 0.0
+        stopped: BaseException | None = None
+        try:
+            with progress:
+                task = progress.add_task("Fitting", total=n, loss="")
+                while done < n and bad_steps < MAX_BAD_STEPS:
+                    begin = time.perf_counter()
+                    size = min(CHUNK_SIZE, n - done)
+                    state, losses[done : done + size] = chunk(state, key, size)
+                    done += size
+                    bad_steps = int(state.bad_steps)
+                    stepping += time.perf_counter() - begin
+                    loss = _average(losses[:done])
+                    progress.update(task, advance=size, loss=f"Average Loss = {loss:,.5g}")
+                    if callbacks:
+                        _store(parameters, state.parameters)
+                    for callback in callbacks:
+                        callback(approx, losses[:done] if score else None, done)
+        except (KeyboardInterrupt, StopIteration) as interruption:
+            stopped = interruption
+        finally:
+            _store(parameters, state.parameters)
+            kept = done - bad_steps if bad_steps >= MAX_BAD_STEPS else done
+            self.hist = np.concatenate([self.hist, losses[:kept] if score else []])
+            approx.hist = self.hist
+            approx.timing["step"] = stepping / max(done, 1)
+            self.state = State(done, step=chunk, callbacks=callbacks, score=score)
+
+        if bad_steps >= MAX_BAD_STEPS:
+            raise NonFiniteELBOError(
+                _explain(objective, jax.random.fold_in(key, kept), n_draws, kept)
+            )
+        _keep_the_better(objective, before, self._rng)
+        if stopped is None:
+            logger.info("Finished [100%%]: Average Loss = %.5g", _average(losses))
+        else:
+            if str(stopped):
+                logger.info("%s", stopped)
+            percent, loss = 100 * done // n, _average(losses[:done])
+            logger.info("Interrupted at %d [%d%%]: Average Loss = %.5g", done, percent, loss)
+
+    def _run_pytensor(self, approx, n, *args, **kwargs) -> None:
+        """Run PyMC's own loop; on NaN, go back to the last finite parameters."""
+        parameters = approx.objective.parameters
+        finite = [p.get_value() for p in parameters]
+
+        def remember(approx, losses, i):
+            if i % CHUNK_SIZE == 0 or i == 1:
+                values = [p.get_value() for p in parameters]
+                if all(np.isfinite(value).all() for value in values):
+                    finite[:] = values
+
+        kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), remember]
+        try:
+            super().fit(n, *args, **kwargs)
+        except FloatingPointError as error:
+            _store(parameters, finite)
+            step = len(self.hist)
+            key = jax.random.key(int(self._rng.integers(2**31)))
+            raise NonFiniteELBOError(
+                _explain(approx.objective, key, kwargs["obj_n_mc"], step)
+            ) from error
+
+
+def _average(losses: np.ndarray) -> float:
+    recent = losses[-1000:]
+    recent = recent[np.isfinite(recent)]
+    return float(recent.mean()) if recent.size else np.nan
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+
+
+def _is_jax(backend: str | None, compile_kwargs: Mapping[str, Any] | None) -> bool:
+    mode = (compile_kwargs or {}).get("mode")
+    if backend is None and mode is None:
+        return True
+    if backend is not None and mode is not None:
+        raise ValueError("Can only define one of `backend` or `compile_kwargs['mode']`")
+    chosen = get_mode({"c": "cvm"}.get(backend, backend) if backend is not None else mode)
+    return isinstance(chosen, Mode) and isinstance(chosen.linker, JAXLinker)
+
+
+def _for_pytensor(optimizer: Optimizer | None) -> Callable[..., dict]:
+    if optimizer is None:
+        return pm.adam(learning_rate=LEARNING_RATE)
+    if isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            "An optax optimiser needs the JAX engine; pass one of PyMC's own, such as "
+            "pm.adam(learning_rate=0.01), or leave out backend=."
+        )
+    return optimizer
+
+
+def _store(parameters, values) -> None:
+    """Write values back as NumPy arrays; functions compiled by numba cannot read JAX's."""
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.set_value(np.asarray(value, dtype=parameter.dtype))
+
+
+def _to_noise(objective: Objective, start: Mapping[str, Any]) -> np.ndarray:
+    """Structured noise of a start point given in the model's own space."""
+    program = objective.program
+    initial_point = make_initial_point_fn(
+        model=program.model, overrides=dict(start), jitter_rvs=set(), return_transformed=True
+    )(0)
+    value = np.concatenate(
+        [np.ravel(initial_point[site.value_name]) for site in program.sites_in_model_order]
+    )
+    noise, _ = compile_bijection(objective.structured).inverse(value)
+    return noise
+
+
+def _keep_the_better(
+    objective: Objective, before: list[np.ndarray], rng: np.random.Generator
+) -> None:
+    """Go back to the parameters before the fit unless it has improved on them.
+
+    Where the start is exact, the noise of the gradients can only lead away from it. If the two
+    ELBOs cannot be told apart, the smaller variance of the log weights decides: it is zero where
+    the approximation is exact.
+    """
+    noise = rng.normal(size=(N_FINAL_DRAWS, objective.size)).astype(pytensor.config.floatX)
+    seeds = rng.integers(2**31, size=N_FINAL_DRAWS)
+    after = [p.get_value() for p in objective.parameters]
+
+    def log_weights():
+        log_p, log_q = objective.weigh(noise, seeds)
+        return np.asarray(log_p - log_q, dtype=float)
+
+    fitted = log_weights()
+    _store(objective.parameters, before)
+    started = log_weights()
+    gain = fitted - started
+    se = gain.std() / np.sqrt(N_FINAL_DRAWS)
+    improved = gain.mean() > 2 * se or (gain.mean() > -2 * se and fitted.var() <= started.var())
+    # comparisons with NaN are false: a start that is not finite gives way
+    if improved or not np.isfinite(started).all():
+        _store(objective.parameters, after)
+    else:
+        logger.info("The fit kept its start, whose ELBO is %.3g nats higher.", -gain.mean())
+
+
+def _explain(objective: Objective, key: jax.Array, n_draws: int, step: int) -> str:
+    """Name the term of the log density that is not finite at the draws of one step."""
+    noise, minibatches = objective.draw(key, n_draws)
+    parameters = [jnp.asarray(p.get_value()) for p in objective.parameters]
+
+    def terms(parameters):
+        def single(noise):
+            inner, _ = objective.structured_noise(parameters, noise)
+            gates = parameters[len(objective.layer_parameters) :]
+            return objective.terms(gates, inner, minibatches)[0]
+
+        return jax.vmap(single)(noise)
+
+    advice = (
+        f"what was learnt before step {step} is kept. Check the parameters and data of that "
+        "variable, or lower the learning rate (obj_optimizer=optax.adam(1e-3))."
+    )
+    for name, term in zip(objective.term_names, terms(parameters), strict=True):
+        bad = int((~np.isfinite(np.asarray(term))).sum())
+        if bad:
+            return (
+                f"The ELBO is not finite at step {step}: the log density of {name} is not, in "
+                f"{bad} of {n_draws} draws; {advice}"
+            )
+    gradients = jax.jacrev(lambda values: [term.mean() for term in terms(values)])(parameters)
+    for name, gradient in zip(objective.term_names, gradients, strict=True):
+        if not np.isfinite(optax.tree.norm(gradient)):
+            return (
+                f"The gradient of the ELBO is not finite at step {step}, because of the log "
+                f"density of {name}; {advice}"
+            )
+    return f"The ELBO is not finite at step {step}; {advice}".replace(" of that variable", "")
+
+
+def fit(
+    n: int = 10_000,
+    model: pm.Model | None = None,
+    random_seed: RandomState = None,
+    start: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> EMFApproximation:
+    """Fit an embedded-model flow: ``EMFApprox(...).fit(...)`` in one call.
+
+    Unlike ``pm.fit``, which drops ``random_seed`` and ``start`` when it is given a method as an
+    instance, this passes everything on.
+
+    Parameters
+    ----------
+    n : int
+        Number of steps.
+    model : pymc.Model, optional
+        By default the model in context.
+    random_seed : int, RandomState or Generator, optional
+    start : dict, optional
+        Values of some variables to start from.
+    **kwargs
+        Options of :class:`EMFApprox` (``layers``, ``gate``, ``gate_init``, ``embed``,
+        ``warm_start``) and arguments of :meth:`EMFApprox.fit`.
+
+    Returns
+    -------
+    EMFApproximation
+
+    Examples
+    --------
+    >>> import pymc as pm
+    >>> import pymc_emf as emf
+    >>> with pm.Model() as model:
+    ...     mu = pm.Normal("mu", 0.0, 10.0)
+    ...     y = pm.Normal("y", mu, 1.0, observed=[1.0, 2.0, 3.0])
+    >>> approx = emf.fit(500, model=model, random_seed=1, progressbar=False)
+    >>> round(float(approx.gates["mu"]), 1)
+    1.0
+    """
+    options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
+    return EMFApprox(model, random_seed=random_seed, start=start, **options).fit(n, **kwargs)
+
+
+_OPTIONS = ("layers", "gate", "gate_init", "embed", "warm_start")

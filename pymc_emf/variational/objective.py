@@ -1,0 +1,162 @@
+"""The importance weight of one draw, symbolic and as JAX functions."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import jax
+import pytensor
+import pytensor.tensor as pt
+
+from pytensor.tensor.sharedvar import SharedVariable
+
+from pymc_emf.bijections.base import Bijection
+from pymc_emf.bijections.special import normal_logpdf
+from pymc_emf.engine.batch import batch_jax
+from pymc_emf.engine.graph import expose_minibatches
+from pymc_emf.engine.jax import jaxify
+from pymc_emf.layers import Chain, StructuredLayer
+
+__all__ = ["Objective"]
+
+
+class Objective:
+    r"""What the fit averages: :math:`\log p(y, u) - \log q(u)` at :math:`u = F(A(\varepsilon))`.
+
+    The flow layers A lead from standard normal noise to the noise of the structured layer F.
+    The two are compiled apart and composed in JAX, so that the warm start, which works between
+    them, shares the compiled model with the fit.
+
+    Parameters
+    ----------
+    layers : sequence of Bijection
+        From the noise onwards; may be empty.
+    structured : StructuredLayer
+    """
+
+    def __init__(self, layers: Sequence[Bijection], structured: StructuredLayer):
+        self.layers = tuple(layers)
+        self.structured = structured
+        self.program = structured.program
+        self.flow = Chain([*self.layers, structured])
+
+    @property
+    def size(self) -> int:
+        return self.program.size
+
+    @property
+    def layer_parameters(self) -> list[SharedVariable]:
+        return [p for layer in self.layers for p in layer.parameters]
+
+    @property
+    def parameters(self) -> list[SharedVariable]:
+        """All trainable variables, those of the layers first, then the gates."""
+        return [*self.layer_parameters, *self.structured.parameters]
+
+    @property
+    def check_bounds(self) -> bool:
+        return self.program.model.check_bounds
+
+    def noise(self, name: str = "noise"):
+        """Make a new symbolic noise vector."""
+        return pt.vector(name, shape=(self.size,), dtype=pytensor.config.floatX)
+
+    @cached_property
+    def _target(self):
+        """JAX function of gates, structured noise and minibatch indices.
+
+        Returns the log-density terms of the model, in order of ``term_names``, and log|det F|.
+        """
+        noise = self.noise()
+        value, log_det = self.structured.forward(noise)
+        terms = self.program.log_density_terms(value)
+        self.term_names = list(terms)
+        outputs, self._minibatches = expose_minibatches([*terms.values(), log_det])
+        indices = [index for index, _ in self._minibatches]
+        return jaxify(
+            [*self.structured.parameters, noise, *indices], outputs, check_bounds=self.check_bounds
+        )
+
+    @cached_property
+    def _base(self):
+        """JAX function of layer parameters and noise; returns structured noise and log|det A|."""
+        if not self.layers:
+            return lambda noise: (noise, 0.0)
+        noise = self.noise()
+        return jaxify([*self.layer_parameters, noise], Chain(self.layers).forward(noise))
+
+    def rewrite(self) -> None:
+        """Turn the graphs into JAX functions now, rather than at first use."""
+        _ = self._base, self._target
+
+    def draw_minibatches(self, key: jax.Array) -> list[jax.Array]:
+        """Row indices of one minibatch, for every ``pm.Minibatch`` of the model."""
+        _ = self._target  # finds the minibatches
+        keys = jax.random.split(key, max(len(self._minibatches), 1))
+        return [
+            jax.random.randint(k, index.type.shape, 0, n_rows)
+            for k, (index, n_rows) in zip(keys, self._minibatches, strict=False)
+        ]
+
+    def terms(self, gates, noise, minibatches):
+        """Log-density terms and log|det F| at structured noise (JAX)."""
+        *terms, log_det = self._target(*gates, noise, *minibatches)
+        return terms, log_det
+
+    def pulled_back(self, gates, noise, minibatches):
+        """Log density of the posterior, unnormalised, in the structured layer's noise (JAX)."""
+        terms, log_det = self.terms(gates, noise, minibatches)
+        return sum(terms) + log_det
+
+    def structured_noise(self, parameters, noise):
+        """Map noise through the flow layers; returns log|det A| too (JAX)."""
+        return self._base(*parameters[: len(self.layer_parameters)], noise)
+
+    def log_p_and_q(self, parameters, noise, minibatches):
+        """Log joint density and log density of the approximation at one draw (JAX)."""
+        gates = parameters[len(self.layer_parameters) :]
+        inner, base_log_det = self.structured_noise(parameters, noise)
+        terms, log_det = self.terms(gates, inner, minibatches)
+        normal = jax.scipy.stats.norm.logpdf(noise).sum()
+        return sum(terms), normal - base_log_det - log_det
+
+    def draw(self, key: jax.Array, n_draws: int):
+        """Noise and minibatch of one step (JAX)."""
+        noise_key, minibatch_key = jax.random.split(key)
+        shape = n_draws, self.size
+        noise = jax.random.normal(noise_key, shape, dtype=pytensor.config.floatX)
+        return noise, self.draw_minibatches(minibatch_key)
+
+    def loss(self, n_draws: int):
+        """Negative ELBO from ``n_draws`` reparameterised draws, a JAX function.
+
+        Returns
+        -------
+        callable
+            ``loss(parameters, key)``, in nats.
+        """
+
+        def loss(parameters, key):
+            noise, minibatches = self.draw(key, n_draws)
+            log_p, log_q = jax.vmap(lambda e: self.log_p_and_q(parameters, e, minibatches))(noise)
+            return (log_q - log_p).mean()
+
+        return loss
+
+    @cached_property
+    def weigh(self):
+        """Log joint density and log density of the approximation at many draws, compiled.
+
+        ``weigh(noise, seeds)`` takes arrays of shape (draws, size) and (draws,); the seeds
+        choose the minibatch of each draw, if the model has any.
+        """
+
+        def single(parameters, noise, seed):
+            minibatches = self.draw_minibatches(jax.random.key(seed))
+            return self.log_p_and_q(parameters, noise, minibatches)
+
+        return batch_jax(single, self.parameters)
+
+    def symbolic_log_q(self, noise):
+        """Map noise to value; returns the log density of the approximation there (PyTensor)."""
+        value, log_det = self.flow.forward(noise)
+        return value, normal_logpdf(noise).sum() - log_det

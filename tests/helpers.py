@@ -1,0 +1,67 @@
+"""Evaluate bijections the slow, sure way and the compiled ways."""
+
+import jax
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+
+from pymc.pytensorf import compile as pymc_compile
+from pytensor.compile.mode import Mode
+
+from pymc_emf.bijections.base import Bijection
+from pymc_emf.engine.jax import jaxify
+
+#: The graph as it was written, evaluated by Python node by node.
+UNREWRITTEN = Mode(linker="py", optimizer=None)
+
+
+class Functions:
+    """Both directions of a bijection whose ``arguments`` are symbolic, through JAX.
+
+    The graph is rewritten once; the arguments are numbers at every call, so that a test can
+    vary them without compiling again.
+    """
+
+    def __init__(self, bijection: Bijection, arguments, shape):
+        self.bijection = bijection
+        self.arguments = list(arguments)
+        self.event = pt.tensor("event", shape=shape, dtype=pytensor.config.floatX)
+        single = {
+            name: jaxify([*self.arguments, self.event], getattr(bijection, name)(self.event))
+            for name in ("forward", "inverse")
+        }
+        self.forward = jax.jit(single["forward"])
+        self.inverse = jax.jit(single["inverse"])
+        n = len(self.arguments)
+        self.jacobian = jax.jit(jax.jacfwd(lambda *a: single["forward"](*a)[0], argnums=n))
+        self.parameter_jacobian = jax.jit(
+            jax.jacfwd(lambda *a: single["forward"](*a), argnums=tuple(range(n)))
+        )
+        self.inverse_jacobian = jax.jit(
+            jax.jacfwd(lambda *a: single["inverse"](*a)[0], argnums=tuple(range(n + 1)))
+        )
+
+    def check_laws(self, arguments, noise, rtol=1e-6):
+        """Round trip, and log|det| against the Jacobian that JAX derives."""
+        value, log_det = (np.asarray(x) for x in self.forward(*arguments, noise))
+        back, inverse_log_det = (np.asarray(x) for x in self.inverse(*arguments, value))
+        np.testing.assert_allclose(back, noise, rtol=rtol, atol=rtol)
+        np.testing.assert_allclose(inverse_log_det, -log_det, rtol=rtol, atol=rtol)
+        jacobian = np.asarray(self.jacobian(*arguments, noise)).reshape(noise.size, noise.size)
+        sign, expected = np.linalg.slogdet(jacobian)
+        assert sign == 1
+        np.testing.assert_allclose(log_det, expected, rtol=rtol, atol=rtol)
+        return value, log_det
+
+    def check_backends(self, arguments, noise, modes=(UNREWRITTEN, "NUMBA"), rtol=1e-6):
+        """The unrewritten graph, and the one compiled by numba, say what JAX says."""
+        value = self.forward(*arguments, noise)[0]
+        for name, event in (("forward", noise), ("inverse", np.asarray(value))):
+            expected = getattr(self, name)(*arguments, event)
+            outputs = list(getattr(self.bijection, name)(self.event))
+            for mode in modes:
+                function = pymc_compile(
+                    [*self.arguments, self.event], outputs, mode=mode, on_unused_input="ignore"
+                )
+                for actual, wanted in zip(function(*arguments, event), expected, strict=True):
+                    np.testing.assert_allclose(actual, wanted, rtol=rtol, atol=rtol)

@@ -1,0 +1,150 @@
+"""Flow layers: each under the same property tests."""
+
+import numpy as np
+import pytensor
+import pytest
+
+import pymc_emf as emf
+
+from pymc_emf.layers.autoregressive import made_masks
+from pymc_emf.layers.presets import PRESETS, make_layers
+from tests.helpers import UNREWRITTEN, Functions
+
+SIZE = 5
+
+
+def masked(**kwargs):
+    return emf.MaskedAutoregressive(SIZE, hidden=(8, 8), random_seed=0, **kwargs)
+
+
+LAYERS = {
+    "Affine": lambda: emf.Affine(SIZE),
+    "LowerTriangular": lambda: emf.LowerTriangular(SIZE),
+    "MaskedAutoregressive": masked,
+    "MaskedAutoregressive reversed": lambda: masked(reverse=True),
+    "MaskedAutoregressive one hidden": lambda: emf.MaskedAutoregressive(SIZE, hidden=(4,)),
+    "Permutation": lambda: emf.Permutation([3, 1, 4, 0, 2]),
+    "Invert": lambda: emf.Invert(masked()),
+    "Chain": lambda: emf.Chain([masked(), emf.Permutation([1, 0, 2, 4, 3]), emf.Affine(SIZE)]),
+    "Parallel": lambda: emf.Parallel([emf.LowerTriangular(2), emf.Affine(3)], [2, 3]),
+}
+
+
+def perturb(layer, seed=1):
+    rng = np.random.default_rng(seed)
+    for parameter in layer.parameters:
+        value = parameter.get_value()
+        parameter.set_value(value + 0.5 * rng.normal(size=value.shape))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_laws(name):
+    layer = LAYERS[name]()
+    perturb(layer)
+    compiled = Functions(layer, layer.parameters, (SIZE,))
+    values = [p.get_value() for p in layer.parameters]
+    for seed in range(3):
+        compiled.check_laws(values, 2 * np.random.default_rng(seed).normal(size=SIZE))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_backends_agree(name):
+    layer = LAYERS[name]()
+    perturb(layer)
+    noise = np.random.default_rng(0).normal(size=SIZE)
+    value, log_det = emf.compile(layer).forward(noise)
+    event = Functions(layer, layer.parameters, (SIZE,)).event
+    for direction, given, wanted in (
+        ("forward", noise, (value, log_det)),
+        ("inverse", value, (noise, -log_det)),
+    ):
+        for mode in (UNREWRITTEN, "NUMBA"):
+            outputs = list(getattr(layer, direction)(event))
+            function = pytensor.function([event], outputs, mode=mode)
+            for actual, expected in zip(function(given), wanted, strict=True):
+                np.testing.assert_allclose(actual, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["Affine", "LowerTriangular", "MaskedAutoregressive", "Invert"])
+def test_starts_at_the_identity(name):
+    noise = np.random.default_rng(0).normal(size=SIZE)
+    value, log_det = emf.compile(LAYERS[name]()).forward(noise)
+    np.testing.assert_allclose(value, noise)
+    assert log_det == 0
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_masks_are_autoregressive(size, reverse):
+    first, *others = made_masks(size, (16, 16), reverse=reverse)
+    reach = first
+    for mask in others:
+        reach = reach @ mask
+    connected = reach > 0  # input to output
+    allowed = np.triu(np.ones((size, size), bool), 1)
+    if reverse:
+        allowed = allowed.T
+    np.testing.assert_array_equal(connected, np.concatenate([allowed, allowed], axis=1))
+
+
+@pytest.mark.parametrize("kind", [emf.Affine, emf.LowerTriangular])
+def test_set(kind):
+    cholesky = np.tril(np.random.default_rng(0).normal(size=(SIZE, SIZE)))
+    cholesky[np.diag_indices(SIZE)] = np.arange(1.0, SIZE + 1)
+    loc = np.arange(SIZE) - 2.0
+    layer = kind(SIZE)
+    layer.set(loc, cholesky)
+    compiled = emf.compile(layer)
+    np.testing.assert_allclose(compiled.forward(np.zeros(SIZE))[0], loc)
+    matrix = compiled.forward(np.eye(SIZE))[0].T - loc[:, None]
+    if kind is emf.LowerTriangular:
+        np.testing.assert_allclose(matrix, cholesky)
+    else:
+        precision = np.linalg.inv(cholesky @ cholesky.T)
+        np.testing.assert_allclose(matrix, np.diag(np.diag(precision) ** -0.5), atol=1e-12)
+
+
+def test_presets_make_layers():
+    rng = np.random.default_rng(0)
+    for name in PRESETS:
+        chain = emf.Chain(make_layers(name, 3, rng))
+        perturb(chain)
+        compiled = emf.compile(chain)
+        noise = rng.normal(size=(4, 3))
+        np.testing.assert_allclose(compiled.inverse(compiled.forward(noise)[0])[0], noise)
+    layers = make_layers(["affine", emf.Permutation([1, 0]), emf.Affine], 2, rng)
+    assert [type(layer) for layer in layers] == [emf.Affine, emf.Permutation, emf.Affine]
+    assert make_layers(None, 2, rng) == []
+    large = make_layers("iaf", 2000, rng)
+    assert isinstance(large[-1], emf.Affine)
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "match"),
+    [
+        ("resnet", ValueError, "no layers named 'resnet'"),
+        (["iaf", "resnet"], ValueError, "no layers named 'resnet'"),
+        (3, TypeError, "layers must be"),
+        (emf.Affine(3), ValueError, "has size 3, but the model has 2"),
+    ],
+)
+def test_bad_layers(spec, error, match):
+    with pytest.raises(error, match=match):
+        make_layers(spec, 2, np.random.default_rng(0))
+
+
+def test_bad_construction():
+    with pytest.raises(ValueError, match="permutation"):
+        emf.Permutation([0, 0, 1])
+    with pytest.raises(ValueError, match="at least one"):
+        emf.Chain([])
+    with pytest.raises(ValueError, match="one size for each"):
+        emf.Parallel([emf.Affine(2)], [1, 2])
+    with pytest.raises(ValueError, match="events of 1 axes"):
+        emf.compile(emf.Affine(2)).forward(1.0)
+
+
+def test_reproducible_weights():
+    first, second = (emf.MaskedAutoregressive(4, random_seed=3) for _ in range(2))
+    for a, b in zip(first.parameters, second.parameters, strict=True):
+        np.testing.assert_array_equal(a.get_value(), b.get_value())

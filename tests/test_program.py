@@ -1,0 +1,250 @@
+"""The walk, describe, and the structured layer on whole models."""
+
+import numpy as np
+import pymc as pm
+import pytensor
+import pytensor.tensor as pt
+import pytest
+
+from pymc.distributions import transforms as tr
+from scipy.stats import norm
+
+import pymc_emf as emf
+
+from pymc_emf.bijections.affine import LocScale
+from pymc_emf.bijections.base import _build
+from pymc_emf.exceptions import DiscreteVariableError, EmbeddingError
+from pymc_emf.program import Program
+
+
+def kitchen_sink():
+    """Dims, data, deterministics, potentials, prefixes, bounds from parents, missing data."""
+    observed = np.ma.masked_array([1.0, 2.0, 0.0, 4.0], mask=[0, 0, 1, 0])
+    with pm.Model(coords={"group": ["a", "b", "c"], "time": range(5)}) as model:
+        x = pm.Data("x", np.arange(4.0))
+        sd = pm.HalfNormal("sd", 2.0)
+        with pm.Model(name="inner"):
+            mu = pm.Normal("mu", 0.0, sd)
+        upper = pm.Deterministic("upper", 1.0 + sd)
+        level = pm.Uniform("level", mu - 1.0, mu + upper, dims="group")
+        pm.GaussianRandomWalk("walk", 0.0, sd, init_dist=pm.Normal.dist(0, 1), dims="time")
+        raw = pm.Exponential("raw", 1.0, default_transform=None)
+        pm.Potential("pull", -0.5 * level.sum() ** 2)
+        pm.Deterministic("total", level.sum() + raw)
+        pm.Normal("y", mu + raw * x, sd, observed=observed)
+    return model
+
+
+def test_walk():
+    model = kitchen_sink()
+    program = Program(model)
+    sites = {site.name: site for site in program.sites}
+    assert set(sites) == {rv.name for rv in model.free_RVs}
+    assert sites["sd"].parents == ()
+    assert sites["inner::mu"].parents == ("sd",)
+    assert sites["level"].parents == ("sd", "inner::mu")
+    assert sites["walk"].parents == ("sd",)
+    assert sites["y_unobserved"].parents == ("sd", "inner::mu", "raw")
+    assert sites["level"].shape == (3,)
+    assert sites["walk"].shape == (5,)
+    assert sites["y_unobserved"].shape == (1,)
+    assert program.size == 12
+    # the flat layout is that of model.free_RVs, as in PyMC's own variational inference
+    start = 0
+    for rv in model.free_RVs:
+        site = sites[rv.name]
+        assert site.noise == slice(start, start + site.size)
+        start += site.size
+    # parents come before children
+    seen = set()
+    for site in program.sites:
+        assert seen.issuperset(site.parents)
+        seen.add(site.name)
+
+
+def test_walk_leaves_the_model_alone():
+    model = kitchen_sink()
+    before = model.point_logps(round_vals=6)
+    initial = dict(model.rvs_to_initial_values)
+    emf.StructuredLayer(model, "element")
+    assert model.point_logps(round_vals=6) == before
+    assert model.rvs_to_initial_values == initial
+
+
+def test_creation_order_need_not_be_topological():
+    with pm.Model() as model:
+        a = pm.Normal("a")
+        b = pm.Normal("b", a, 0.1)
+        pm.Normal("c", b, 0.1)
+    model.free_RVs.reverse()
+    assert [site.name for site in Program(model).sites] == ["a", "b", "c"]
+    noise = np.array([1.0, 2.0, 3.0])  # of c, b, a
+    value, _ = emf.compile(emf.StructuredLayer(model)).forward(noise)
+    np.testing.assert_allclose(value, [3.3, 3.2, 3.0])
+
+
+@pytest.mark.parametrize("gate", [None, "element", "variable"])
+def test_layer_laws(gate):
+    layer = emf.StructuredLayer(kitchen_sink(), gate, gate_init=0.6)
+    compiled = emf.compile(layer)
+    noise = np.random.default_rng(0).normal(size=(4, 3, layer.size))
+    value, log_det = compiled.forward(noise)
+    assert log_det.shape == (4, 3)
+    back, inverse_log_det = compiled.inverse(value)
+    np.testing.assert_allclose(back, noise, atol=1e-8)
+    np.testing.assert_allclose(inverse_log_det, -log_det, atol=1e-7)
+
+
+def test_ungated_layer_is_the_prior_of_the_model():
+    """Log phi - log|det| is PyMC's log density of the free variables, transforms included."""
+    model = kitchen_sink()
+    layer = emf.StructuredLayer(model)
+    noise = np.random.default_rng(1).normal(size=layer.size)
+    value, log_det = emf.compile(layer).forward(noise)
+    point = {
+        site.value_name: value[site.noise].reshape(site.shape)
+        for site in layer.program.sites_in_model_order
+    }
+    expected = model.compile_fn(model.logp(vars=model.free_RVs))(point)
+    np.testing.assert_allclose(norm.logpdf(noise).sum() - log_det, expected, rtol=1e-7)
+
+
+def test_prior_draws_have_prior_moments():
+    with pm.Model() as model:
+        scale = pm.LogNormal("scale", 0.0, 0.3)
+        pm.Normal("x", 1.0, scale)
+    noise = np.random.default_rng(2).normal(size=(200_000, 2))
+    value, _ = emf.compile(emf.StructuredLayer(model)).forward(noise)
+    variance = np.exp(2 * 0.3**2)  # E scale^2
+    assert abs(value[:, 1].mean() - 1.0) < 4 * np.sqrt(variance / 200_000)
+    np.testing.assert_allclose(value[:, 1].var(), variance, rtol=0.02)
+
+
+def test_log_density_is_pymcs():
+    model = kitchen_sink()
+    program = Program(model)
+    value = pt.dvector("value")
+    terms = program.log_density_terms(value)
+    assert list(terms) == [*(v.name for v in program.frozen.basic_RVs), "pull"]
+    flat = np.random.default_rng(3).normal(size=program.size)
+    flat[program.size - 2 :] = np.abs(flat[program.size - 2 :])  # raw is positive
+    point = {
+        site.value_name: flat[site.noise].reshape(site.shape)
+        for site in program.sites_in_model_order
+    }
+    total = pt.add(*terms.values()).eval({value: flat})
+    np.testing.assert_allclose(total, model.compile_logp()(point))
+
+
+@pytest.mark.parametrize(
+    ("transform", "lower"),
+    [(tr.Interval(None, 5.0), None), (tr.Interval(-10.0, 10.0), None), (tr.LogExpM1(), 0.0)],
+)
+def test_other_elementwise_transforms(transform, lower):
+    with pm.Model() as model:
+        if lower is None:
+            pm.Normal("x", 1.0, 0.5, default_transform=None, transform=transform, shape=3)
+        else:
+            pm.Exponential("x", 1.0, default_transform=None, transform=transform, shape=3)
+    layer = emf.StructuredLayer(model)
+    assert not layer.bypassed
+    noise = np.array([-1.5, 0.2, 1.0])
+    compiled = emf.compile(layer)
+    value, log_det = compiled.forward(noise)
+    np.testing.assert_allclose(compiled.inverse(value)[0], noise, atol=1e-9)
+    logp = model.compile_fn(model.logp(vars=model.free_RVs))
+    expected = logp({layer.program.sites[0].value_name: value})
+    np.testing.assert_allclose(norm.logpdf(noise).sum() - log_det, expected, rtol=1e-6)
+
+
+def test_bypassed_variables():
+    with pm.Model() as model:
+        pm.Flat("slope")
+        pm.Normal("ordered", 0, 1, shape=3, transform=tr.ordered, initval=[0.0, 1.0, 2.0])
+        pm.Dirichlet("weights", np.ones(3))
+        pm.Normal("x", 0.0, 1.0)
+    layer = emf.StructuredLayer(model, "element")
+    assert layer.bypassed == {"slope", "ordered", "weights"}
+    assert layer.size == 1 + 3 + 2 + 1
+    gates = layer.gates()
+    assert gates["slope"] == 0
+    np.testing.assert_allclose(gates["x"], 0.999)
+    table = str(emf.describe(model))
+    assert table.count("bypassed") == 3
+    with pytest.raises(EmbeddingError, match="slope"):
+        emf.StructuredLayer(model, embed="strict")
+    assert emf.StructuredLayer(model, embed=False).bypassed >= {"x", "slope"}
+
+
+def test_bounded_without_transform_is_not_gated():
+    with pm.Model() as model:
+        pm.Exponential("x", 1.0, default_transform=None)
+    layer = emf.StructuredLayer(model, "element", gate_init=0.5)
+    assert layer.parameters == []
+    value, _ = emf.compile(layer).forward(np.linspace(-6, 6, 5)[:, None])
+    assert (value > 0).all()
+    assert "not gated" in str(emf.describe(model))
+
+
+def test_describe_html():
+    html = emf.describe(kitchen_sink())._repr_html_()
+    assert html.startswith("<table>")
+    assert "inner::mu" in html
+
+
+def test_registry():
+    with pm.Model() as model:
+        pm.Moyal("x", 0.0, 1.0)
+    assert emf.StructuredLayer(model).bypassed == {"x"}
+    op_type = type(model["x"].owner.op)
+    registry = dict(_build.registry)
+
+    @emf.register_bijection(op_type)
+    def moyal(op, rv, transform):
+        mu, sigma = op.dist_params(rv.owner)
+        return LocScale(mu, sigma.astype(rv.dtype))
+
+    try:
+        assert not emf.StructuredLayer(model).bypassed
+    finally:
+        assert op_type not in registry
+        _build.register(op_type)(lambda op, rv, transform: None)
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "match"),
+    [
+        (lambda: None, TypeError, "no free random variables"),
+        (lambda: pm.Poisson("n", 3.0), DiscreteVariableError, "n; marginalise"),
+        (lambda: pm.Normal("x", shape=0), ValueError, "x has no elements"),
+        (
+            lambda: pm.Normal(
+                "y", pm.Normal("x"), observed=pytensor.shared(np.array([1.0, np.nan]))
+            ),
+            ValueError,
+            "observed variable y contain NaN",
+        ),
+    ],
+)
+def test_bad_models(build, error, match):
+    with pm.Model() as model:
+        build()
+    with pytest.raises(error, match=match):
+        Program(model)
+
+
+def test_nested_model_is_refused():
+    with pm.Model():
+        with pm.Model(name="inner") as inner:
+            pm.Normal("x")
+        with pytest.raises(ValueError, match="fit the outermost model"):
+            Program(inner)
+
+
+@pytest.mark.parametrize(
+    "options", [{"gate": "both"}, {"gate_init": 1.0}, {"gate_init": -1}, {"embed": "maybe"}]
+)
+def test_bad_options(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=name):
+        emf.StructuredLayer(kitchen_sink(), **options)
