@@ -10,7 +10,7 @@ import pytensor.tensor as pt
 from pymc.data import MinibatchIndexRV, MinibatchOp
 from pytensor.graph.basic import Constant, Variable
 from pytensor.graph.replace import clone_replace
-from pytensor.graph.traversal import ancestors
+from pytensor.graph.traversal import ancestors, toposort
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.random.op import RandomVariable
 from pytensor.tensor.variable import TensorVariable
@@ -25,23 +25,26 @@ def upcast_constants(outputs: Sequence[Variable]) -> list[Variable]:
     float32 or int8 constant is then computed in single precision, whatever follows.
     """
     float_x = np.dtype(pytensor.config.floatX)
-    replacements: dict[Variable, Variable] = {}
-    for variable in ancestors(outputs):
-        node = variable.owner
-        if node is None or not isinstance(node.op, Elemwise):
+
+    def upcast(variable: Variable, also_integers: bool) -> Variable:
+        low = getattr(variable.type, "dtype", "") in ("float16", "float32") or also_integers
+        if not (low and isinstance(variable, Constant)):
+            return variable
+        if np.dtype(variable.type.dtype).itemsize >= float_x.itemsize:
+            return variable
+        return pt.constant(np.asarray(variable.data, dtype=float_x), name=variable.name)
+
+    memo: dict[Variable, Variable] = {}
+    for node in toposort(outputs):
+        # an integer is raised only where it enters arithmetic: elsewhere it may be a shape
+        result = getattr(node.outputs[0].type, "dtype", "")
+        arithmetic = isinstance(node.op, Elemwise) and result in ("float16", "float32")
+        inputs = [memo.get(v, upcast(v, arithmetic)) for v in node.inputs]
+        if all(new is old for new, old in zip(inputs, node.inputs, strict=True)):
             continue
-        result = np.dtype(node.outputs[0].dtype)
-        if result.kind != "f" or result.itemsize >= float_x.itemsize:
-            continue
-        for constant in node.inputs:
-            if isinstance(constant, Constant):
-                data = np.asarray(constant.data, dtype=float_x)
-                replacements[constant] = pt.constant(data, name=constant.name)
-    for variable in ancestors(outputs):
-        if isinstance(variable, Constant) and getattr(variable.type, "dtype", "") == "float32":
-            data = np.asarray(variable.data, dtype=float_x)
-            replacements.setdefault(variable, pt.constant(data, name=variable.name))
-    return clone_replace(list(outputs), replacements, rebuild_strict=False)
+        rebuilt = node.clone_with_new_inputs(inputs, strict=False)
+        memo.update(zip(node.outputs, rebuilt.outputs, strict=True))
+    return [memo.get(output, output) for output in outputs]
 
 
 def expose_minibatches(

@@ -11,7 +11,8 @@ import optax
 __all__ = ["MAX_BAD_STEPS", "LoopState", "compile_chunk", "start_state"]
 
 Parameters = Any
-LossFn = Callable[[Parameters, jax.Array], jax.Array]
+DrawFn = Callable[[jax.Array], Any]
+LossFn = Callable[[Parameters, Any], jax.Array]
 
 #: Steps in a row whose loss or gradient may be non-finite before the loop gives up. Such steps
 #: change nothing, so an isolated overflow early on costs one step and no more.
@@ -45,52 +46,74 @@ def start_state(parameters: Parameters, optimizer: optax.GradientTransformation)
 
 
 def compile_chunk(
-    loss: LossFn, optimizer: optax.GradientTransformation, state: LoopState, size: int
+    draw: DrawFn,
+    loss: LossFn,
+    optimizer: optax.GradientTransformation,
+    state: LoopState,
+    size: int,
+    *,
+    ahead: int | None = None,
 ) -> Callable[[LoopState, jax.Array, int], tuple[LoopState, np.ndarray]]:
     """Compile ``chunk(state, key, n)``: up to ``size`` optimisation steps in one call.
 
     Parameters
     ----------
+    draw : callable
+        ``draw(key)`` makes the random numbers of one step, an array or a pytree of them. The key
+        of step i is ``fold_in(key, i)``, so that the result depends neither on ``size`` nor on
+        where the loop was interrupted.
     loss : callable
-        ``loss(parameters, key)``, a scalar. The key of step i is ``fold_in(key, i)``, so the
-        result depends neither on ``size`` nor on where the loop was interrupted.
+        ``loss(parameters, drawn)``, a scalar.
     optimizer : optax.GradientTransformation
     state : LoopState
         Gives shapes and types.
     size : int
         Most steps of one call; fewer, ``n``, run without compiling again.
+    ahead : int, optional
+        Number of steps whose random numbers are made together, by default ``size``: many small
+        draws cost several times what one large draw does, which takes more memory.
 
     Returns
     -------
     callable
         Returns the state after ``n`` steps and their losses.
     """
+    ahead = size if ahead is None else min(ahead, size)
 
-    def one_step(state: LoopState, key: jax.Array) -> tuple[LoopState, jax.Array]:
-        value, gradient = jax.value_and_grad(loss)(
-            state.parameters, jax.random.fold_in(key, state.step)
-        )
-        updates, new_optimizer = optimizer.update(gradient, state.optimizer, state.parameters)
+    def one_step(state: LoopState, drawn: Any) -> tuple[LoopState, jax.Array]:
+        value, gradient = jax.value_and_grad(loss)(state.parameters, drawn)
         finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
         proceed = finite & (state.bad_steps < MAX_BAD_STEPS)
-        parameters, optimizer_state = jax.tree.map(
-            lambda new, old: jnp.where(proceed, new, old),
-            (optax.apply_updates(state.parameters, updates), new_optimizer),
-            (state.parameters, state.optimizer),
+
+        def advance(parameters, optimizer_state):
+            updates, optimizer_state = optimizer.update(gradient, optimizer_state, parameters)
+            return optax.apply_updates(parameters, updates), optimizer_state
+
+        # A branch: choosing between old and new by element would copy the whole state.
+        parameters, optimizer_state = jax.lax.cond(
+            proceed, advance, lambda *unchanged: unchanged, state.parameters, state.optimizer
         )
         bad_steps = jnp.where(proceed, 0, state.bad_steps + 1)
         return LoopState(parameters, optimizer_state, state.step + 1, bad_steps), value
 
     def steps(state: LoopState, key: jax.Array, n: jax.Array) -> tuple[LoopState, jax.Array]:
-        # A loop with a dynamic length is the while loop that lax.scan would become, and
-        # serves every number of steps with one compilation.
-        def body(i, carry):
+        # Loops with a dynamic length are the while loops that lax.scan would become, and serve
+        # every number of steps with one compilation.
+        def block(i, carry):
             state, losses = carry
-            state, value = one_step(state, key)
-            return state, losses.at[i].set(value.astype(losses.dtype))
+            keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(state.step + jnp.arange(ahead))
+            drawn = jax.vmap(draw)(keys)
+            first = i * ahead
+
+            def body(j, carry):
+                state, losses = carry
+                state, value = one_step(state, jax.tree.map(lambda x: x[j], drawn))
+                return state, losses.at[first + j].set(value.astype(losses.dtype))
+
+            return jax.lax.fori_loop(0, jnp.minimum(ahead, n - first), body, (state, losses))
 
         losses = jnp.full(size, jnp.nan)
-        return jax.lax.fori_loop(0, n, body, (state, losses))
+        return jax.lax.fori_loop(0, -(-n // ahead), block, (state, losses))
 
     key = jax.random.key(0)
     # The old state is not donated: an interrupt may strike before the new one is in hand.

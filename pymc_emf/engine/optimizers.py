@@ -20,27 +20,27 @@ __all__ = ["default_optimizer", "from_pymc"]
 MAX_GRADIENT_NORM = 100.0
 
 
-def default_optimizer(n: int, rates: Sequence[float]) -> optax.GradientTransformation:
-    """Adam with warm-up and cosine decay to zero over ``n`` steps.
+def default_optimizer(n: int, rates: np.ndarray) -> optax.GradientTransformation:
+    """Adam with warm-up and cosine decay to zero over ``n`` steps, for one flat vector.
 
     Parameters
     ----------
     n : int
         Number of steps of the fit.
-    rates : sequence of float
-        Peak learning rate of each parameter, in order.
+    rates : ndarray
+        Peak learning rate of each element.
     """
     warmup = max(1, min(n // 20, 100))
     schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, max(n, warmup + 1))
 
-    def scale_each(updates, state, parameters=None):
+    def scale(updates, state, parameters=None):
         del parameters
-        return [rate * u for rate, u in zip(rates, updates, strict=True)], state
+        return updates * jnp.asarray(rates, updates.dtype), state
 
     return optax.chain(
         optax.clip_by_global_norm(MAX_GRADIENT_NORM),
         optax.scale_by_adam(),
-        optax.GradientTransformation(lambda _: optax.EmptyState(), scale_each),
+        optax.GradientTransformation(lambda _: optax.EmptyState(), scale),
         optax.scale_by_learning_rate(schedule),
     )
 

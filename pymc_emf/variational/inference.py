@@ -13,6 +13,7 @@ import optax
 import pymc as pm
 import pytensor
 
+from jax.flatten_util import ravel_pytree
 from pymc.initial_point import make_initial_point_fn
 from pymc.model import modelcontext
 from pymc.progress_bar import CustomProgress, default_progress_theme
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 #: Steps of one compiled call. Callbacks, progress bar and Ctrl-C are served in between.
 CHUNK_SIZE = 100
+#: Random numbers made at once, for several steps: 32 MB.
+MAX_NUMBERS_AHEAD = 2**22
 #: Draws from which the fit is compared with its own start, at the end.
 N_FINAL_DRAWS = 5000
 
@@ -274,6 +277,7 @@ class EMFApprox(Inference):
             approx,
             n,
             optimizer,
+            flat=obj_optimizer is None,
             n_draws=obj_n_mc,
             score=score is not False,
             callbacks=list(callbacks or ()),
@@ -312,9 +316,15 @@ class EMFApprox(Inference):
         objective = self.approx.objective
         match obj_optimizer:
             case None:
-                rates = [LEARNING_RATE] * len(objective.layer_parameters)
-                rates += [GATE_LEARNING_RATE] * len(objective.structured.parameters)
-                optimizer = default_optimizer(n, rates)
+                rates = [
+                    np.full(p.get_value(borrow=True).size, rate)
+                    for rate, parameters in (
+                        (LEARNING_RATE, objective.layer_parameters),
+                        (GATE_LEARNING_RATE, objective.structured.parameters),
+                    )
+                    for p in parameters
+                ]
+                optimizer = default_optimizer(n, np.concatenate(rates))
             case optax.GradientTransformation():
                 optimizer = obj_optimizer
             case _ if callable(obj_optimizer):
@@ -328,14 +338,23 @@ class EMFApprox(Inference):
             optimizer = optax.chain(optax.clip_by_global_norm(norm), optimizer)
         return optimizer
 
-    def _run_jax(self, approx, n, optimizer, *, n_draws, score, callbacks, progress) -> None:
+    def _run_jax(self, approx, n, optimizer, *, flat, n_draws, score, callbacks, progress) -> None:
+        """Run the fused loop; with ``flat`` the optimiser takes all parameters as one vector."""
         objective = approx.objective
         parameters = objective.parameters
         before = [p.get_value() for p in parameters]
-        state = start_state(before, optimizer)
+        values, unpack = ravel_pytree(before) if flat else (before, list)
+        state = start_state(values, optimizer)
         key = jax.random.key(int(self._rng.integers(2**31)))
         begin = time.perf_counter()
-        chunk = compile_chunk(objective.loss(n_draws), optimizer, state, CHUNK_SIZE)
+        chunk = compile_chunk(
+            lambda key: objective.draw(key, n_draws),
+            lambda values, drawn: objective.loss(unpack(values), drawn),
+            optimizer,
+            state,
+            CHUNK_SIZE,
+            ahead=max(1, MAX_NUMBERS_AHEAD // (n_draws * objective.size)),
+        )
         approx.timing["compile"] = time.perf_counter() - begin
 
         losses = np.full(n, np.nan)
@@ -354,13 +373,13 @@ class EMFApprox(Inference):
                     loss = _average(losses[:done])
                     progress.update(task, advance=size, loss=f"Average Loss = {loss:,.5g}")
                     if callbacks:
-                        _store(parameters, state.parameters)
+                        _store(parameters, unpack(state.parameters))
                     for callback in callbacks:
                         callback(approx, losses[:done] if score else None, done)
         except (KeyboardInterrupt, StopIteration) as interruption:
             stopped = interruption
         finally:
-            _store(parameters, state.parameters)
+            _store(parameters, unpack(state.parameters))
             kept = done - bad_steps if bad_steps >= MAX_BAD_STEPS else done
             self.hist = np.concatenate([self.hist, losses[:kept] if score else []])
             approx.hist = self.hist

@@ -126,21 +126,14 @@ class Objective:
         noise = jax.random.normal(noise_key, shape, dtype=pytensor.config.floatX)
         return noise, self.draw_minibatches(minibatch_key)
 
-    def loss(self, n_draws: int):
-        """Negative ELBO from ``n_draws`` reparameterised draws, a JAX function.
+    def loss(self, parameters, drawn):
+        """Negative ELBO in nats, from the reparameterised draws of one step (JAX).
 
-        Returns
-        -------
-        callable
-            ``loss(parameters, key)``, in nats.
+        ``drawn`` is what :meth:`draw` returns: noise of shape (draws, size) and a minibatch.
         """
-
-        def loss(parameters, key):
-            noise, minibatches = self.draw(key, n_draws)
-            log_p, log_q = jax.vmap(lambda e: self.log_p_and_q(parameters, e, minibatches))(noise)
-            return (log_q - log_p).mean()
-
-        return loss
+        noise, minibatches = drawn
+        log_p, log_q = jax.vmap(lambda e: self.log_p_and_q(parameters, e, minibatches))(noise)
+        return (log_q - log_p).mean()
 
     @cached_property
     def weigh(self):
