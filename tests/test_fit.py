@@ -350,16 +350,24 @@ class TestFit:
         np.testing.assert_allclose(loc.get_value()[0], 1.5 / 2.0)
 
     def test_minibatch(self):
+        """Two minibatches cut together share their rows; draws and densities work afterwards."""
         rng = np.random.default_rng(0)
-        data = rng.normal(1.0, 1.0, size=2000)
+        x = rng.normal(size=2000)
+        data = 1.0 + 3.0 * x + rng.normal(size=2000)
         with pm.Model() as model:
-            mu = pm.Normal("mu", 0, 10)
-            batch = pm.Minibatch(data, batch_size=100)
-            pm.Normal("y", mu, 1.0, observed=batch, total_size=len(data))
+            slope = pm.Normal("slope", 0, 10)
+            batch_x, batch_y = pm.Minibatch(x, data, batch_size=100)
+            mean = pm.Deterministic("mean", 1.0 + slope * batch_x)
+            pm.Deterministic("double", 2 * slope)
+            pm.Normal("y", mean, 1.0, observed=batch_y, total_size=len(data))
         approx = emf.fit(1500, model=model, layers="affine", random_seed=0, **quiet)
-        posterior = approx.sample(4000, random_seed=1).posterior["mu"]
-        np.testing.assert_allclose(posterior.mean(), data.mean(), atol=0.02)
-        np.testing.assert_allclose(posterior.std(), 1 / np.sqrt(2000), rtol=0.3)
+        idata = approx.sample(4000, random_seed=1)
+        assert set(idata.posterior.data_vars) == {"slope", "double"}
+        exact = x @ (data - 1.0) / (x @ x)
+        np.testing.assert_allclose(idata.posterior["slope"].mean(), exact, atol=0.02)
+        np.testing.assert_allclose(idata.posterior["slope"].std(), (x @ x) ** -0.5, rtol=0.3)
+        assert np.isfinite(approx.elbo(500).mean)
+        assert np.isfinite(approx.log_prob(np.array([exact])))
 
 
 class TestErrors:

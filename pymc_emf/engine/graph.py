@@ -15,7 +15,7 @@ from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.random.op import RandomVariable
 from pytensor.tensor.variable import TensorVariable
 
-__all__ = ["expose_minibatches", "upcast_constants"]
+__all__ = ["depends_on_minibatch", "expose_minibatches", "upcast_constants"]
 
 
 def upcast_constants(outputs: Sequence[Variable]) -> list[Variable]:
@@ -47,6 +47,11 @@ def upcast_constants(outputs: Sequence[Variable]) -> list[Variable]:
     return [memo.get(output, output) for output in outputs]
 
 
+def depends_on_minibatch(variable: Variable) -> bool:
+    """Whether a random minibatch is among the ancestors of a variable."""
+    return any(_has_op(v, MinibatchOp) for v in ancestors([variable]))
+
+
 def expose_minibatches(
     outputs: Sequence[Variable],
 ) -> tuple[list[Variable], list[tuple[TensorVariable, int]]]:
@@ -64,18 +69,21 @@ def expose_minibatches(
     NotImplementedError
         If any other random variable is left in the graph.
     """
-    minibatches = {v.owner for v in ancestors(outputs) if _has_op(v, MinibatchOp)}
-    indices: list[tuple[TensorVariable, int]] = []
+    # one call of pm.Minibatch may have become several nodes, but they keep its generator
+    minibatches = dict.fromkeys(v.owner for v in ancestors(outputs) if _has_op(v, MinibatchOp))
+    indices: dict[Variable, tuple[TensorVariable, int]] = {}
     replacements: dict[Variable, Variable] = {}
     for node in minibatches:  # type: Any
-        *tensors, _ = node.inputs
+        *tensors, generator = node.inputs
         *inner, _ = node.op.fgraph.bind(node.inputs)
         drawn: Any
         (drawn,) = {v.owner.outputs[1] for v in ancestors(inner) if _has_op(v, MinibatchIndexRV)}
-        n_rows = int(tensors[0].shape[0].eval())
-        n_batch = int(pt.prod(drawn.shape).eval())
-        index = pt.lvector("minibatch_index").type.clone(shape=(n_batch,))("minibatch_index")
-        indices.append((index, n_rows))
+        if generator not in indices:
+            n_rows = int(tensors[0].shape[0].eval())
+            n_batch = int(pt.prod(drawn.shape).eval())
+            index = pt.tensor("minibatch_index", shape=(n_batch,), dtype="int64")
+            indices[generator] = index, n_rows
+        index, _ = indices[generator]
         sliced = clone_replace(inner, {drawn: index}, rebuild_strict=False)
         replacements.update(zip(node.outputs[:-1], sliced, strict=True))
     outputs = clone_replace(list(outputs), replacements, rebuild_strict=False)
@@ -85,7 +93,7 @@ def expose_minibatches(
                 f"The log density depends on the random draw {variable.owner.op} outside of any "
                 "model variable; only pm.Minibatch may draw inside a log density."
             )
-    return outputs, indices
+    return outputs, list(indices.values())
 
 
 def _has_op(variable: Variable, op_type: type) -> bool:

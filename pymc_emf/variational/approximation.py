@@ -26,7 +26,7 @@ from pytensor.tensor.variable import TensorVariable
 import pymc_emf
 
 from pymc_emf.engine.batch import Batched, batch_jax, batch_pytensor
-from pymc_emf.engine.graph import expose_minibatches
+from pymc_emf.engine.graph import depends_on_minibatch
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.variational.objective import Objective
 from pymc_emf.variational.warm_start import WarmStart
@@ -182,9 +182,6 @@ class EMFApproximation(SingleGroupApproximation):
 
     def _batched(self, event: TensorVariable, outputs: list[Any]) -> Batched:
         """Compile a graph that depends on one event, for many, with the backend of the fit."""
-        outputs, minibatches = expose_minibatches(outputs)
-        if minibatches:
-            raise NotImplementedError("These outputs depend on a minibatch.")
         if self.compile_kwargs is not None:
             return batch_pytensor(event, outputs, **self.compile_kwargs)
         parameters = self.objective.parameters
@@ -202,7 +199,9 @@ class EMFApproximation(SingleGroupApproximation):
         for site in program.sites:
             if site.transform is not None:
                 outputs[site.value_name] = site.take(value)
-        deterministics = program.frozen.deterministics
+        deterministics = [
+            det for det in program.frozen.deterministics if not depends_on_minibatch(det)
+        ]
         given = program.given(deterministics, constrained) if deterministics else []
         outputs.update((det.name, x) for det, x in zip(deterministics, given, strict=True))
         return list(outputs), self._batched(noise, list(outputs.values()))
@@ -253,7 +252,8 @@ class EMFApproximation(SingleGroupApproximation):
             In ArviZ's schema, with one chain: ``posterior`` (free variables and deterministics
             with the model's coords and dims), ``sample_stats`` (``lp``, the log joint density, and
             ``lq``, the log density of the approximation, of each draw in value space, nats),
-            ``fit`` (``elbo`` of every step, and the gates), ``observed_data``, ``constant_data``.
+            ``fit`` (``elbo`` of every step, and the gates), ``observed_data``,
+            ``constant_data``. A deterministic of a minibatch is left out.
 
         Raises
         ------
