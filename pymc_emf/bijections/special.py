@@ -12,10 +12,15 @@ import jax.scipy.special as jsp
 import numpy as np
 import pytensor.tensor as pt
 
-from pytensor.compile.ops import ViewOp
-from pytensor.gradient import disconnected_type
 from pytensor.link.jax.dispatch import jax_funcify
-from pytensor.scalar.basic import UnaryScalarOp, exp, upgrade_to_float_no_complex
+from pytensor.link.numba.dispatch.basic import numba_njit
+from pytensor.link.numba.dispatch.scalar import register_scalar_funcify, scalar_op_cache_key
+from pytensor.scalar.basic import (
+    UnaryScalarOp,
+    exp,
+    same_out,
+    upgrade_to_float_no_complex,
+)
 from pytensor.scalar.math import NdtriExp as PyTensorNdtriExp
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.variable import TensorVariable
@@ -46,21 +51,39 @@ class NdtriExp(PyTensorNdtriExp):
     """PyTensor's ``ndtri_exp`` with a JAX implementation that does not underflow."""
 
 
-class StopGradient(ViewOp):
+class StopGradient(UnaryScalarOp):
     """The identity, constant under differentiation by PyTensor and by JAX alike.
 
-    PyTensor's own ``disconnected_grad`` is dropped when a graph is turned into a JAX function,
-    and JAX then differentiates what was meant to be held fixed.
+    PyTensor's own ``disconnected_grad``, like every view and every identity, is dropped when a
+    graph is rewritten, and JAX then differentiates what was meant to be held fixed.
     """
 
+    def impl(self, x):
+        return x
+
     def pullback(self, inputs, outputs, gradients):
-        return [disconnected_type()]
+        return [inputs[0].zeros_like()]
 
-    def pushforward(self, inputs, outputs, eval_points):
-        return [disconnected_type()]
+    def c_code(self, node, name, inputs, outputs, sub):
+        return f"{outputs[0]} = {inputs[0]};"
 
-    def connection_pattern(self, node):
-        return [[False]]
+
+@jax.custom_jvp
+def _jax_log_ndtr(x):
+    """JAX's own ``log_ndtr`` below zero; above, JAX takes the log of a number rounded to one."""
+    positive = x > 0
+    above = jnp.log1p(-jsp.ndtr(-jnp.where(positive, x, 1.0)))
+    return jnp.where(positive, above, jsp.log_ndtr(jnp.where(positive, -1.0, x)))
+
+
+@_jax_log_ndtr.defjvp
+def _jax_log_ndtr_jvp(primals, tangents):
+    (x,), (tangent,) = primals, tangents
+    log_cdf = _jax_log_ndtr(x)
+    far = x < -30
+    near = jnp.exp(-(jnp.where(far, 0.0, x) ** 2) / 2 - jnp.where(far, 0.0, log_cdf))
+    ratio = jnp.where(far, 1 / _mills(jnp.where(far, x, -30.0)), near / np.sqrt(2 * np.pi))
+    return log_cdf, tangent * ratio
 
 
 @jax.custom_jvp
@@ -95,8 +118,8 @@ def _mills(z):
 
 
 @jax_funcify.register(LogNdtr)
-def _jax_log_ndtr(op, **kwargs):
-    return jsp.log_ndtr
+def _jax_funcify_log_ndtr(op, **kwargs):
+    return _jax_log_ndtr
 
 
 @jax_funcify.register(NdtriExp)
@@ -105,13 +128,22 @@ def _jax_funcify_ndtri_exp(op, **kwargs):
 
 
 @jax_funcify.register(StopGradient)
-def _jax_stop_gradient(op, **kwargs):
+def _jax_funcify_stop_gradient(op, **kwargs):
     return jax.lax.stop_gradient
+
+
+@register_scalar_funcify(StopGradient)
+def _numba_stop_gradient(op, **kwargs):
+    @numba_njit
+    def identity(x):
+        return x
+
+    return identity, scalar_op_cache_key(op)
 
 
 _log_ndtr = Elemwise(LogNdtr(upgrade_to_float_no_complex, name="log_ndtr"))
 _ndtri_exp = Elemwise(NdtriExp(upgrade_to_float_no_complex, name="ndtri_exp"))
-_stop_gradient = StopGradient()
+_stop_gradient = Elemwise(StopGradient(same_out, name="stop_gradient"))
 
 
 def log_ndtr(x: TensorVariable) -> TensorVariable:
@@ -131,7 +163,7 @@ def stop_gradient(x: TensorVariable) -> TensorVariable:
 
 def normal_logpdf(noise: TensorVariable) -> TensorVariable:
     """Log density of the standard normal, elementwise, in nats."""
-    return -0.5 * noise**2 - 0.5 * np.log(2 * np.pi)
+    return -0.5 * noise**2 - 0.5 * float(np.log(2 * np.pi))
 
 
 def tails(noise: TensorVariable) -> tuple[TensorVariable, TensorVariable]:

@@ -4,7 +4,8 @@ Every quantile is written in the natural coordinate of the support (see
 :class:`~pymc_emf.bijections.quantile.Support`) from the log probabilities of both tails.
 """
 
-import numpy as np
+from math import log, pi, sqrt
+
 import pymc as pm
 import pytensor.tensor as pt
 
@@ -13,6 +14,9 @@ from pymc.distributions.custom import CustomSymbolicDistRV
 from pymc_emf.bijections.base import register_bijection
 from pymc_emf.bijections.quantile import Support, location_scale, univariate
 from pymc_emf.bijections.special import log_ndtr, ndtri_exp, noise_from_tails, tails
+
+# Python numbers, not NumPy's, which would raise float32 graphs to float64
+LOG_2, SQRT_2 = log(2), sqrt(2)
 
 POSITIVE = Support(0.0)
 UNIT = Support(0.0, 1.0)
@@ -85,13 +89,13 @@ def half_normal(op, rv, transform):
     def quantile(noise):
         below, above = tails(noise)
         lower = noise < 0
-        central = np.sqrt(2) * pt.erfinv(pt.exp(pt.where(lower, below, -1.0)))
-        tail = -ndtri_exp(pt.where(lower, -1.0, above) - np.log(2))
+        central = SQRT_2 * pt.erfinv(pt.exp(pt.where(lower, below, -1.0)))
+        tail = -ndtri_exp(pt.where(lower, -1.0, above) - LOG_2)
         return pt.log(sigma) + pt.log(pt.where(lower, central, tail))
 
     def noise(c):
         z = pt.exp(c) / sigma
-        return noise_from_tails(pt.log(pt.erf(z / np.sqrt(2))), np.log(2) + log_ndtr(-z))
+        return noise_from_tails(pt.log(pt.erf(z / SQRT_2)), LOG_2 + log_ndtr(-z))
 
     return univariate(rv, transform, quantile, noise, POSITIVE)
 
@@ -102,12 +106,12 @@ def laplace(op, rv, transform):
 
     def quantile(noise):
         below, above = tails(noise)
-        return mu + b * pt.where(noise < 0, below + np.log(2), -above - np.log(2))
+        return mu + b * pt.where(noise < 0, below + LOG_2, -above - LOG_2)
 
     def noise(x):
         z = (x - mu) / b
         sign = pt.where(z < 0, 1.0, -1.0)
-        return sign * ndtri_exp(sign * z - np.log(2))
+        return sign * ndtri_exp(sign * z - LOG_2)
 
     return univariate(rv, transform, quantile, noise)
 
@@ -189,17 +193,17 @@ def cauchy(op, rv, transform):
     def quantile(noise):
         # tan(pi (Phi - 1/2)): from the middle by erf, from the ends by the smaller tail
         middle = pt.abs(noise) < 1
-        central = pt.tan(np.pi / 2 * pt.erf(pt.where(middle, noise, 0.0) / np.sqrt(2)))
+        central = pt.tan(pi / 2 * pt.erf(pt.where(middle, noise, 0.0) / SQRT_2))
         end = pt.where(middle, 1.0, noise)
-        outer = pt.sign(end) / pt.tan(np.pi * pt.exp(log_ndtr(-pt.abs(end))))
+        outer = pt.sign(end) / pt.tan(pi * pt.exp(log_ndtr(-pt.abs(end))))
         return alpha + beta * pt.where(middle, central, outer)
 
     def noise(x):
         z = (x - alpha) / beta
         middle = pt.abs(z) < 1
-        central = np.sqrt(2) * pt.erfinv(2 / np.pi * pt.arctan(pt.where(middle, z, 0.0)))
+        central = SQRT_2 * pt.erfinv(2 / pi * pt.arctan(pt.where(middle, z, 0.0)))
         end = pt.where(middle, 1.0, z)
-        outer = -pt.sign(end) * ndtri_exp(pt.log(pt.arctan(1 / pt.abs(end)) / np.pi))
+        outer = -pt.sign(end) * ndtri_exp(pt.log(pt.arctan(1 / pt.abs(end)) / pi))
         return pt.where(middle, central, outer)
 
     return univariate(rv, transform, quantile, noise)
@@ -212,12 +216,12 @@ def half_cauchy(op, rv, transform):
     def quantile(noise):
         below, above = tails(noise)
         lower = noise < 0
-        log_tan = pt.log(pt.tan(np.pi / 2 * pt.exp(pt.where(lower, below, above))))
+        log_tan = pt.log(pt.tan(pi / 2 * pt.exp(pt.where(lower, below, above))))
         return pt.log(beta) + pt.where(lower, log_tan, -log_tan)
 
     def noise(c):
         z = c - pt.log(beta)
         sign = pt.where(z < 0, 1.0, -1.0)
-        return sign * ndtri_exp(pt.log(2 / np.pi * pt.arctan(pt.exp(sign * z))))
+        return sign * ndtri_exp(pt.log(2 / pi * pt.arctan(pt.exp(sign * z))))
 
     return univariate(rv, transform, quantile, noise, POSITIVE)

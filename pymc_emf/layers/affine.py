@@ -1,11 +1,11 @@
 """Trainable affine layers: mean field and full rank."""
 
 import numpy as np
-import pytensor
 import pytensor.tensor as pt
 
 from pymc_emf.bijections.affine import TriangularAffine
 from pymc_emf.bijections.base import Bijection
+from pymc_emf.layers.parameters import parameter
 
 __all__ = ["Affine", "LowerTriangular"]
 
@@ -23,8 +23,8 @@ class Affine(Bijection):
 
     def __init__(self, size: int):
         self.size = size
-        self.loc = _shared(np.zeros(size), "loc")
-        self.log_scale = _shared(np.zeros(size), "log_scale")
+        self.loc = parameter(np.zeros(size), "loc")
+        self.log_scale = parameter(np.zeros(size), "log_scale")
 
     def forward(self, noise):
         return self.loc + pt.exp(self.log_scale) * noise, self.log_scale.sum()
@@ -60,9 +60,9 @@ class LowerTriangular(Bijection):
 
     def __init__(self, size: int):
         self.size = size
-        self.loc = _shared(np.zeros(size), "loc")
-        self.log_diagonal = _shared(np.zeros(size), "log_diagonal")
-        self.below = _shared(np.zeros(size * (size - 1) // 2), "below")
+        self.loc = parameter(np.zeros(size), "loc")
+        self.log_diagonal = parameter(np.zeros(size), "log_diagonal")
+        self.below = parameter(np.zeros(size * (size - 1) // 2), "below")
 
     @property
     def matrix(self):
@@ -87,11 +87,6 @@ class LowerTriangular(Bijection):
         _set(self.loc, loc)
         _set(self.log_diagonal, np.log(np.diag(cholesky)))
         _set(self.below, cholesky[np.tril_indices(self.size, -1)])
-
-
-def _shared(values: np.ndarray, name: str):
-    values = np.asarray(values, dtype=pytensor.config.floatX)
-    return pytensor.shared(values, name=name, shape=values.shape)
 
 
 def _set(shared, values: np.ndarray) -> None:

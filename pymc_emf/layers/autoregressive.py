@@ -11,6 +11,7 @@ from pytensor.tensor.sharedvar import SharedVariable
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.bijections.base import Bijection
+from pymc_emf.layers.parameters import parameter
 
 __all__ = ["MaskedAutoregressive"]
 
@@ -68,8 +69,8 @@ class MaskedAutoregressive(Bijection):
             last = i == len(self.masks) - 1
             fan_in = np.maximum(mask.sum(axis=0), 1)  # of each unit, through the mask
             weight = rng.normal(size=mask.shape) * mask / np.sqrt(fan_in)
-            self.weights.append(_shared(weight * (0.0 if last else 1.0), f"weight_{i}"))
-            self.biases.append(_shared(np.zeros(mask.shape[1]), f"bias_{i}"))
+            self.weights.append(parameter(weight * (0.0 if last else 1.0), f"weight_{i}"))
+            self.biases.append(parameter(np.zeros(mask.shape[1]), f"bias_{i}"))
 
     def network(self, vector: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
         """Shift and log scale of every element, each from the elements before it."""
@@ -122,8 +123,3 @@ def made_masks(size: int, hidden: Sequence[int], *, reverse: bool = False) -> li
     outputs = np.concatenate([degrees, degrees])
     masks.append((layers[-1][:, None] < outputs[None, :]).astype(float))
     return masks
-
-
-def _shared(values: np.ndarray, name: str) -> SharedVariable:
-    values = np.asarray(values, dtype=pytensor.config.floatX)
-    return pytensor.shared(values, name=name, shape=values.shape)

@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 import pymc as pm
-import pytensor
 import pytensor.tensor as pt
 
 from pytensor.tensor.sharedvar import SharedVariable
@@ -19,6 +18,7 @@ from scipy.special import expit
 
 from pymc_emf.bijections import Bijection, Identity, bijection_from_rv
 from pymc_emf.exceptions import EmbeddingError
+from pymc_emf.layers.parameters import parameter
 from pymc_emf.program import Program, Site
 
 __all__ = ["StructuredLayer", "describe"]
@@ -98,9 +98,8 @@ class StructuredLayer(Bijection):
                 self.bypassed.add(site.name)
             elif gate is not None and embedding.gateable:
                 shape = site.shape if gate == "element" else ()
-                raw = np.full(shape, raw_init, dtype=pytensor.config.floatX)
-                name = f"gate_{site.name}"
-                self._raw_gates[site.name] = pytensor.shared(raw, name=name, shape=shape)
+                raw = parameter(np.full(shape, raw_init), f"gate_{site.name}")
+                self._raw_gates[site.name] = raw
 
     @staticmethod
     def check_options(gate: Gate, gate_init: float, embed: bool | Literal["strict"]) -> None:
@@ -153,6 +152,7 @@ class StructuredLayer(Bijection):
         for site, rv in self._sites(constrained):
             piece = site.take(flat)
             image, log_det = getattr(self._gated(site, rv), direction)(piece)
+            image = image.astype(flat.dtype)  # the parameters may be of higher precision
             value = image if direction == "forward" else piece
             constrained[site.rv] = site.constrain(rv, value)
             pieces[site.noise.start] = image.reshape((site.size,))

@@ -25,6 +25,7 @@ from pytensor.tensor.variable import TensorVariable
 
 import pymc_emf
 
+from pymc_emf.bijections.special import normal_logpdf
 from pymc_emf.engine.batch import Batched, batch_jax, batch_pytensor
 from pymc_emf.engine.graph import depends_on_minibatch
 from pymc_emf.engine.jax import jaxify
@@ -360,7 +361,7 @@ class EMFApproximation(SingleGroupApproximation):
     def _log_q(self) -> Batched:
         value = self.objective.noise("value")
         noise, log_det = self.objective.flow.inverse(value)
-        log_q = -0.5 * (noise**2 + np.log(2 * np.pi)).sum() + log_det
+        log_q = normal_logpdf(noise).sum() + log_det
         return self._batched(value, [log_q])
 
     def log_prob(self, point: Mapping[str, Any] | np.ndarray) -> np.ndarray:

@@ -1,0 +1,47 @@
+"""Single precision, in a process of its own: JAX takes its precision from PyTensor at import."""
+
+import os
+import subprocess
+import sys
+
+SCRIPT = """
+import numpy as np
+import pymc as pm
+import pytensor
+
+import pymc_emf as emf
+
+assert pytensor.config.floatX == "float32"
+noise = np.linspace(-5, 5, 11)
+for dist in (
+    pm.Normal.dist(1.0, 2.0), pm.HalfNormal.dist(2.0), pm.Exponential.dist(0.5),
+    pm.Uniform.dist(-1.0, 2.0), pm.Gumbel.dist(0.0, 1.0), pm.Weibull.dist(1.5, 2.0),
+    pm.Cauchy.dist(0.0, 1.0), pm.HalfCauchy.dist(1.0), pm.Pareto.dist(3.0, 1.0),
+    pm.Kumaraswamy.dist(2.0, 3.0), pm.Laplace.dist(0.0, 1.0), pm.Logistic.dist(0.0, 1.0),
+):
+    site = emf.compile(emf.bijection(dist))
+    value, log_det = site.forward(noise)
+    assert value.dtype == np.float32, dist
+    assert np.isfinite(value).all() and np.isfinite(log_det).all(), dist
+    np.testing.assert_allclose(site.inverse(value)[0], noise, atol=2e-3, err_msg=str(dist))
+
+with pm.Model():
+    sigma = pm.HalfNormal("sigma", 1.0)
+    mu = pm.Normal("mu", 0.0, 2.0)
+    pm.Normal("y", mu, sigma, observed=np.array([1.0, 2.0, 3.0], dtype="float32"))
+    approx = pm.fit(500, method=emf.EMFApprox(random_seed=1), progressbar=False)
+idata = approx.sample(2000, random_seed=1)
+assert idata.posterior["mu"].dtype == np.float32
+assert abs(float(idata.posterior["mu"].mean()) - 1.9) < 0.2
+assert (idata.posterior["sigma"] > 0).all()
+assert np.isfinite(approx.hist).all()
+"""
+
+
+def test_single_precision():
+    flags = os.environ.get("PYTENSOR_FLAGS", "")
+    environment = os.environ | {"PYTENSOR_FLAGS": f"{flags},floatX=float32".lstrip(",")}
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
