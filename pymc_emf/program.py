@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, cast
 
 import numpy as np
@@ -15,6 +16,7 @@ from pymc.vartypes import discrete_types
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.replace import graph_replace
 from pytensor.graph.traversal import walk
+from pytensor.tensor.type import TensorType
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.exceptions import DiscreteVariableError
@@ -187,6 +189,11 @@ def _check(model: pm.Model) -> None:
             f"The model {model.name or 'given'} is nested in another one; fit the outermost model."
         )
     for rv in model.free_RVs:
+        if not isinstance(rv.type, TensorType):
+            raise NotImplementedError(
+                f"{rv.name} is a variable of pymc.dims, which cannot be embedded yet; make it with "
+                "the distribution of the same name in pm, and dims=."
+            )
         if rv.type.numpy_dtype.name in discrete_types:
             raise DiscreteVariableError(
                 f"Discrete variables are not supported by VI: {rv.name}; marginalise it "
@@ -207,14 +214,18 @@ def _constant_data(value: TensorVariable) -> np.ndarray | None:
     return getattr(value, "data", None)
 
 
+_FREEZING = Lock()
+
+
 def _freeze(model: pm.Model) -> pm.Model:
     # Initial values play no part in a density, and symbolic ones cannot be carried over.
-    initial_values = dict(model.rvs_to_initial_values)
-    model.rvs_to_initial_values.update(dict.fromkeys(initial_values))
-    try:
-        return freeze_dims_and_data(model)
-    finally:
-        model.rvs_to_initial_values.update(initial_values)
+    with _FREEZING:  # another thread must not take the blank values for the user's
+        initial_values = dict(model.rvs_to_initial_values)
+        model.rvs_to_initial_values.update(dict.fromkeys(initial_values))
+        try:
+            return freeze_dims_and_data(model)
+        finally:
+            model.rvs_to_initial_values.update(initial_values)
 
 
 def _static_shape(variable: TensorVariable, shape_of: TensorVariable) -> tuple[int, ...]:

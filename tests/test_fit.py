@@ -209,11 +209,15 @@ class TestFit:
             first.sample(3).posterior["sigma"], second.sample(3).posterior["sigma"]
         )
 
-    def test_chunks_do_not_matter(self):
-        """Interrupted and resumed between chunks, a step draws the noise it would have drawn."""
+    def test_chunks_do_not_matter(self, monkeypatch):
+        """A step draws the noise that it would have drawn in a chunk of any other size."""
         model = positive_scale()
-        whole = emf.fit(130, model=model, random_seed=4, layers="affine", **quiet)
-        assert whole.hist.shape == (130,)
+        hists = []
+        for size in (100, 37):
+            monkeypatch.setattr("pymc_emf.variational.inference.CHUNK_SIZE", size)
+            approx = emf.fit(130, model=model, random_seed=4, layers="affine", **quiet)
+            hists.append(approx.hist)
+        np.testing.assert_allclose(*hists, rtol=1e-9)
 
     def test_refine_continues(self):
         method = emf.EMFApprox(positive_scale(), layers="affine", random_seed=0)
@@ -368,6 +372,29 @@ class TestFit:
         np.testing.assert_allclose(idata.posterior["slope"].std(), (x @ x) ** -0.5, rtol=0.3)
         assert np.isfinite(approx.elbo(500).mean)
         assert np.isfinite(approx.log_prob(np.array([exact])))
+
+    def test_data_changed_after_the_fit(self):
+        """The draws stay with the data that were fitted."""
+        with pm.Model():
+            data = pm.Data("data", [1.0, 2.0])
+            mu = pm.Normal("mu")
+            pm.Normal("y", mu, 1.0, observed=data)
+            approx = pm.fit(5, method=emf.EMFApprox(layers="affine"), **quiet)
+            pm.set_data({"data": [7.0, 8.0, 9.0]})
+        np.testing.assert_array_equal(approx.sample(3).observed_data["y"], [1.0, 2.0])
+
+    def test_score_false_then_refine(self):
+        method = emf.EMFApprox(positive_scale(), layers="affine", random_seed=0)
+        method.fit(100, score=False, **quiet)
+        learnt = method.approx.params[0].get_value()
+        method.refine(1, progressbar=False)
+        np.testing.assert_allclose(method.approx.params[0].get_value(), learnt, atol=0.05)
+
+    def test_random_deterministics_are_left_out(self):
+        with positive_scale() as model:
+            pm.Deterministic("predicted", pm.Normal.dist(0.0, model["sigma"]))
+            approx = pm.fit(2, method=emf.EMFApprox(layers="affine"), **quiet)
+        assert set(approx.sample(3).posterior.data_vars) == {"sigma"}
 
 
 class TestErrors:

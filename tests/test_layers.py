@@ -87,6 +87,15 @@ def test_masks_are_autoregressive(size, reverse):
     np.testing.assert_array_equal(connected, np.concatenate([allowed, allowed], axis=1))
 
 
+def test_masks_reach_every_element():
+    """Narrow networks spread their units over all of a long vector."""
+    first, second, last = made_masks(254, (64, 64))
+    reach = (first @ second @ last) > 0
+    # all but the very last few inputs matter to some output, all but the first few outputs see
+    assert reach.any(1)[:250].all()
+    assert reach.any(0)[4:254].all()
+
+
 @pytest.mark.parametrize("kind", [emf.Affine, emf.LowerTriangular])
 def test_set(kind):
     cholesky = np.tril(np.random.default_rng(0).normal(size=(SIZE, SIZE)))

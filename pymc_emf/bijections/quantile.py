@@ -189,18 +189,25 @@ def univariate(
     Returns
     -------
     Bijection or None
-        None if the transform is not a monotone elementwise one.
+        None if the transform does not map the support onto the real line.
     """
     support = support or Support()
-    monotone = _monotone(support, transform, rv.owner.inputs)
-    if monotone is None:
-        return None
-    to_value, from_value, sign = monotone
-    return Quantile(
-        lambda e: to_value(quantile(sign * e)),
-        lambda value: sign * noise(from_value(value)),
-        gateable=not (transform is None and support.bounded),
-    )
+    inputs = rv.owner.inputs
+    if support.is_coordinate_of(transform, inputs):
+        return Quantile(quantile, noise)
+    if transform is None:
+        # the identity would leave a bounded support, so that there is nothing to gate with
+        return Quantile(
+            lambda e: support.from_coordinate(quantile(e)),
+            lambda value: noise(support.to_coordinate(value)),
+            gateable=False,
+        )
+    if isinstance(transform, LogExpM1) and _same(support.lower, 0.0) and support.upper is None:
+        return Quantile(
+            lambda e: transform.forward(support.from_coordinate(quantile(e)), *inputs),
+            lambda value: noise(support.to_coordinate(transform.backward(value, *inputs))),
+        )
+    return None
 
 
 def location_scale(
@@ -216,25 +223,4 @@ def location_scale(
         return LocScale(loc, scale)
     return univariate(
         rv, transform, lambda e: loc + scale * e, lambda c: (c - loc) / scale, support
-    )
-
-
-def _monotone(support: Support, transform: Transform | None, inputs):
-    """Maps between natural coordinate and value, and the sign that makes them increasing."""
-    if support.is_coordinate_of(transform, inputs):
-        return (lambda c: c), (lambda value: value), 1
-    if transform is None:
-        return support.from_coordinate, support.to_coordinate, 1
-    if not isinstance(transform, LogTransform | LogOddsTransform | IntervalTransform | LogExpM1):
-        return None
-    sign = 1
-    if isinstance(transform, IntervalTransform):
-        _, _, lower_bounded, upper_bounded = transform.get_a_and_b(inputs)
-        # log(upper - x) falls as x rises
-        sign = -1 if upper_bounded and not lower_bounded else 1
-
-    return (
-        lambda c: transform.forward(support.from_coordinate(c), *inputs),
-        lambda value: support.to_coordinate(transform.backward(value, *inputs)),
-        sign,
     )

@@ -51,8 +51,14 @@ class CompiledBijection:
                 f"{self.bijection.event_ndim} axes, got an array of {events.ndim}."
             )
         batch, event = events.shape[:split], events.shape[split:]
-        image, log_det = self._compiled(direction, event)(events.reshape(-1, *event))
-        return image.reshape(*batch, *image.shape[1:]), log_det.reshape(batch)
+        size = getattr(self.bijection, "size", None)
+        if size is not None and event != (size,):
+            raise ValueError(
+                f"{type(self.bijection).__name__} acts on vectors of {size} elements, got an "
+                f"array of shape {events.shape}."
+            )
+        image, log_det = self._compiled(direction, event)(events.reshape((-1, *event)))
+        return image.reshape((*batch, *image.shape[1:])), log_det.reshape(batch)
 
     def _compile(self, direction, shape):
         event = pt.tensor("event", shape=shape, dtype=pytensor.config.floatX)

@@ -8,6 +8,7 @@ import pytensor
 import pytensor.tensor as pt
 
 from pymc.data import MinibatchIndexRV, MinibatchOp
+from pymc.distributions.distribution import SymbolicRandomVariable
 from pytensor.graph.basic import Constant, Variable
 from pytensor.graph.replace import clone_replace
 from pytensor.graph.traversal import ancestors, toposort
@@ -15,7 +16,7 @@ from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.random.op import RandomVariable
 from pytensor.tensor.variable import TensorVariable
 
-__all__ = ["depends_on_minibatch", "expose_minibatches", "upcast_constants"]
+__all__ = ["depends_on_minibatch", "draws_at_random", "expose_minibatches", "upcast_constants"]
 
 
 def upcast_constants(outputs: Sequence[Variable]) -> list[Variable]:
@@ -50,6 +51,14 @@ def upcast_constants(outputs: Sequence[Variable]) -> list[Variable]:
 def depends_on_minibatch(variable: Variable) -> bool:
     """Whether a random minibatch is among the ancestors of a variable."""
     return any(_has_op(v, MinibatchOp) for v in ancestors([variable]))
+
+
+def draws_at_random(variable: Variable) -> bool:
+    """Whether a random draw is among the ancestors of a variable."""
+    random = (RandomVariable, SymbolicRandomVariable)
+    return any(
+        v.owner is not None and isinstance(v.owner.op, random) for v in ancestors([variable])
+    )
 
 
 def expose_minibatches(
@@ -96,5 +105,5 @@ def expose_minibatches(
     return outputs, list(indices.values())
 
 
-def _has_op(variable: Variable, op_type: type) -> bool:
+def _has_op(variable: Variable, op_type: type | tuple[type, ...]) -> bool:
     return variable.owner is not None and isinstance(variable.owner.op, op_type)

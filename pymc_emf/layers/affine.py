@@ -36,14 +36,18 @@ class Affine(Bijection):
     def parameters(self):
         return [self.loc, self.log_scale]
 
-    def set(self, loc: np.ndarray, cholesky: np.ndarray) -> None:
+    def set(self, loc: np.ndarray, cholesky: np.ndarray | None = None) -> None:
         """Set to the product of normals closest to the normal with this mean and Cholesky factor.
 
-        Closest in Kullback-Leibler divergence from the product: the precisions agree.
+        Closest in Kullback-Leibler divergence from the product: the precisions agree. Without a
+        factor the scales are one.
         """
+        _set(self.loc, loc)
+        if cholesky is None:
+            _set(self.log_scale, np.zeros(self.size))
+            return
         inverse_factor = np.linalg.inv(cholesky)
         precision = np.sum(inverse_factor**2, axis=0)
-        _set(self.loc, loc)
         _set(self.log_scale, -0.5 * np.log(precision))
 
 
@@ -82,8 +86,9 @@ class LowerTriangular(Bijection):
     def parameters(self):
         return [self.loc, self.log_diagonal, self.below]
 
-    def set(self, loc: np.ndarray, cholesky: np.ndarray) -> None:
-        """Set to the normal with this mean and lower Cholesky factor of the covariance."""
+    def set(self, loc: np.ndarray, cholesky: np.ndarray | None = None) -> None:
+        """Set to the normal with this mean and lower Cholesky factor, by default the identity."""
+        cholesky = np.eye(self.size) if cholesky is None else cholesky
         _set(self.loc, loc)
         _set(self.log_diagonal, np.log(np.diag(cholesky)))
         _set(self.below, cholesky[np.tril_indices(self.size, -1)])

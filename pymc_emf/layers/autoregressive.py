@@ -117,8 +117,8 @@ def made_masks(size: int, hidden: Sequence[int], *, reverse: bool = False) -> li
     if reverse:
         degrees = degrees[::-1]
     # hidden degrees run over 1..size-1, evenly; a unit of degree k sees inputs up to degree k
-    inner = [1 + np.arange(width) % max(size - 1, 1) for width in hidden]
-    layers = [degrees, *(np.sort(d) for d in inner)]
+    inner = [1 + np.arange(width) * max(size - 1, 1) // width for width in hidden]
+    layers = [degrees, *inner]
     masks = [(a[:, None] <= b[None, :]).astype(float) for a, b in pairwise(layers)]
     outputs = np.concatenate([degrees, degrees])
     masks.append((layers[-1][:, None] < outputs[None, :]).astype(float))

@@ -27,7 +27,7 @@ import pymc_emf
 
 from pymc_emf.bijections.special import normal_logpdf
 from pymc_emf.engine.batch import Batched, batch_jax, batch_pytensor
-from pymc_emf.engine.graph import depends_on_minibatch
+from pymc_emf.engine.graph import depends_on_minibatch, draws_at_random
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.variational.objective import Objective
 from pymc_emf.variational.warm_start import WarmStart
@@ -179,6 +179,12 @@ class EMFApproximation(SingleGroupApproximation):
         (flat,), (draws,) = self.inputs, self.symbolic_randoms
         return vectorize_graph(node, {flat: draws})
 
+    def use_backend(self, compile_kwargs: dict[str, Any] | None) -> None:
+        """Compile what follows with JAX (None) or with PyTensor's ``compile_kwargs``."""
+        self.compile_kwargs = compile_kwargs
+        for name in ("_draw", "_weigh", "_log_q"):
+            self.__dict__.pop(name, None)
+
     # --- draws -----------------------------------------------------------------------------
 
     def _batched(self, event: TensorVariable, outputs: list[Any]) -> Batched:
@@ -204,14 +210,19 @@ class EMFApproximation(SingleGroupApproximation):
             det for det in program.frozen.deterministics if not depends_on_minibatch(det)
         ]
         given = program.given(deterministics, constrained) if deterministics else []
-        outputs.update((det.name, x) for det, x in zip(deterministics, given, strict=True))
+        outputs.update(
+            (det.name, x)
+            for det, x in zip(deterministics, given, strict=True)
+            if not draws_at_random(x)
+        )
         return list(outputs), self._batched(noise, list(outputs.values()))
 
     @cached_property
     def _weigh(self) -> Batched:
         """Log joint density and log density of the approximation, as a function of noise."""
-        if self.compile_kwargs is None:
-            return self.objective.weigh
+        terms = self.objective.program.log_density_terms(self.objective.noise("value")).values()
+        if self.compile_kwargs is None or any(depends_on_minibatch(term) for term in terms):
+            return self.objective.weigh  # which draws a minibatch for every draw
         noise = self.objective.noise()
         value, log_q = self.objective.symbolic_log_q(noise)
         log_p = pt.add(*self.objective.program.log_density_terms(value).values())
@@ -254,7 +265,8 @@ class EMFApproximation(SingleGroupApproximation):
             with the model's coords and dims), ``sample_stats`` (``lp``, the log joint density, and
             ``lq``, the log density of the approximation, of each draw in value space, nats),
             ``fit`` (``elbo`` of every step, and the gates), ``observed_data``,
-            ``constant_data``. A deterministic of a minibatch is left out.
+            ``constant_data``. A deterministic of a minibatch, or with
+            random draws of its own, is left out.
 
         Raises
         ------
@@ -282,7 +294,9 @@ class EMFApproximation(SingleGroupApproximation):
         return self._to_datatree(posterior, {"lp": log_p, "lq": log_q})
 
     def _to_datatree(self, posterior, sample_stats) -> xr.DataTree:
-        coords, dims = coords_and_dims_for_inferencedata(self.model)
+        # of the model as it was fitted, whatever pm.set_data has done since
+        frozen = self.objective.program.frozen
+        coords, dims = coords_and_dims_for_inferencedata(frozen)
 
         def dataset(variables, **kwargs):
             return dict_to_dataset(
@@ -297,8 +311,8 @@ class EMFApproximation(SingleGroupApproximation):
             "fit": self._fit_dataset(),
         }
         for name, variables in (
-            ("observed_data", find_observations(self.model)),
-            ("constant_data", find_constants(self.model)),
+            ("observed_data", find_observations(frozen)),
+            ("constant_data", find_constants(frozen)),
         ):
             if variables:
                 groups[name] = dataset(variables, sample_dims=[])
@@ -316,7 +330,7 @@ class EMFApproximation(SingleGroupApproximation):
     @property
     def gates(self) -> xr.Dataset:
         """Gate of every element: 1 where the prior is embedded, 0 where it is bypassed."""
-        coords, dims = coords_and_dims_for_inferencedata(self.model)
+        coords, dims = coords_and_dims_for_inferencedata(self.objective.program.frozen)
         values = self.objective.structured.gates()
         sites = self.objective.program.sites_in_model_order
         # a transform that drops a dimension leaves elements without the variable's coords

@@ -139,6 +139,7 @@ class EMFApprox(Inference):
         self.warm_start = warm_start
         self.start = start
         self._model = model
+        self._prepared = False
         self._rng = make_rng(random_seed)
         if model is not None:
             self._bind()
@@ -252,11 +253,16 @@ class EMFApprox(Inference):
         approx = self._bind()
         approx.groups[0].include_transformed = include_transformed
         started = time.perf_counter()
-        if len(self.hist) == 0:
-            self._prepare(approx)
+        if not self._prepared:
+            try:
+                self._prepare(approx)
+            except BaseException:
+                del self.objective  # as if fit had never been called
+                raise
+            self._prepared = True
         if not with_jax:
             kwargs["compile_kwargs"] = resolve_backend_compile_kwargs(backend, compile_kwargs)
-            approx.compile_kwargs = kwargs["compile_kwargs"]
+            approx.use_backend(kwargs["compile_kwargs"])
             self._run_pytensor(
                 approx,
                 n,
@@ -271,7 +277,7 @@ class EMFApprox(Inference):
                 **kwargs,
             )
             return approx
-        approx.compile_kwargs = None
+        approx.use_backend(None)
         optimizer = self._optimizer(n, obj_optimizer, total_grad_norm_constraint)
         self._run_jax(
             approx,
@@ -293,7 +299,7 @@ class EMFApprox(Inference):
 
     def refine(self, n: int, progressbar: bool = True, **kwargs: Any) -> None:
         """Continue a fit by ``n`` steps, from what was learnt."""
-        if len(self.hist) == 0:
+        if self.state is None:
             raise TypeError("Need to call `.fit` first")
         self.fit(n, progressbar=progressbar, **kwargs)
 
@@ -380,17 +386,19 @@ class EMFApprox(Inference):
             stopped = interruption
         finally:
             _store(parameters, unpack(state.parameters))
-            kept = done - bad_steps if bad_steps >= MAX_BAD_STEPS else done
+            failed = bad_steps >= min(MAX_BAD_STEPS, n)
+            kept = done - bad_steps if failed else done
             self.hist = np.concatenate([self.hist, losses[:kept] if score else []])
             approx.hist = self.hist
             approx.timing["step"] = stepping / max(done, 1)
             self.state = State(done, step=chunk, callbacks=callbacks, score=score)
 
-        if bad_steps >= MAX_BAD_STEPS:
+        if failed:
             raise NonFiniteELBOError(
                 _explain(objective, jax.random.fold_in(key, kept), n_draws, kept)
             )
-        _keep_the_better(objective, before, self._rng)
+        if stopped is None:
+            _keep_the_better(objective, before, self._rng)
         if stopped is None:
             logger.info("Finished [100%%]: Average Loss = %.5g", _average(losses))
         else:
@@ -470,6 +478,9 @@ def _to_noise(objective: Objective, start: Mapping[str, Any]) -> np.ndarray:
         [np.ravel(initial_point[site.value_name]) for site in program.sites_in_model_order]
     )
     noise, _ = compile_bijection(objective.structured).inverse(value)
+    for site in program.sites:
+        if not np.isfinite(noise[site.noise]).all():
+            raise ValueError(f"The start of {site.name} lies outside of its support.")
     return noise
 
 
@@ -491,15 +502,17 @@ def _keep_the_better(
         return np.asarray(log_p - log_q, dtype=float)
 
     fitted = log_weights()
-    _store(objective.parameters, before)
-    started = log_weights()
+    try:
+        _store(objective.parameters, before)
+        started = log_weights()
+    finally:  # an interrupt here must not cost the fit
+        _store(objective.parameters, after)
     gain = fitted - started
     se = gain.std() / np.sqrt(N_FINAL_DRAWS)
     improved = gain.mean() > 2 * se or (gain.mean() > -2 * se and fitted.var() <= started.var())
     # comparisons with NaN are false: a start that is not finite gives way
-    if improved or not np.isfinite(started).all():
-        _store(objective.parameters, after)
-    else:
+    if not improved and np.isfinite(started).all():
+        _store(objective.parameters, before)
         logger.info("The fit kept its start, whose ELBO is %.3g nats higher.", -gain.mean())
 
 

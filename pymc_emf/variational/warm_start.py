@@ -39,7 +39,7 @@ class WarmStart:
     elbos: dict[str, float] = field(default_factory=dict)
 
 
-Normal = tuple[np.ndarray, np.ndarray]
+Normal = tuple[np.ndarray, np.ndarray | None]
 
 
 def evaluate_prior(
@@ -118,11 +118,10 @@ def warm_start(
     if layer is None:
         return WarmStart("none")
 
-    unit = np.eye(objective.size)
-    candidates: dict[str, Normal] = {"prior": (np.zeros(objective.size), unit)}
+    candidates: dict[str, Normal] = {"prior": (np.zeros(objective.size), None)}
     starts = [noise[i] for i in _best(log_density)]
     if start is not None:
-        candidates["start"] = start, unit
+        candidates["start"] = start, None
         starts.insert(0, start)
     if objective.size <= DENSE_LIMIT:
         laplace = _laplace(objective, rng, starts)
@@ -136,7 +135,8 @@ def warm_start(
         layer.set(*candidate)
         log_p, log_q = objective.weigh(draws, seeds)
         elbos[name] = float(np.mean(log_p - log_q))
-    chosen = max(elbos, key=lambda name: np.nan_to_num(elbos[name], nan=-np.inf))
+    # an infinite ELBO is a density without bound, at which no fit can start
+    chosen = max(elbos, key=lambda name: elbos[name] if np.isfinite(elbos[name]) else -np.inf)
     layer.set(*candidates[chosen])
     return WarmStart(chosen, elbos)
 
@@ -145,8 +145,8 @@ def start_at(objective: Objective, start: np.ndarray) -> WarmStart:
     """Shift the affine layer, if there is one, to a point of structured noise."""
     layer = _affine_layer(objective)
     if layer is None:
-        return WarmStart("none")
-    layer.set(start, np.eye(objective.size))
+        raise ValueError("A start needs an affine layer as the last of the layers; add one.")
+    layer.set(start)
     return WarmStart("start")
 
 
