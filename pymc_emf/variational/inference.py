@@ -7,11 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pymc as pm
-import pytensor
 
 from jax.flatten_util import ravel_pytree
 from pymc.initial_point import make_initial_point_fn
@@ -36,6 +34,7 @@ from pymc_emf.layers.presets import LayerSpec, check_layers
 from pymc_emf.layers.structured import Gate
 from pymc_emf.program import Program
 from pymc_emf.variational.approximation import EMFApproximation, make_rng
+from pymc_emf.variational.checks import explain, keep_the_better, store
 from pymc_emf.variational.objective import Objective
 from pymc_emf.variational.warm_start import evaluate_prior, start_at, warm_start
 
@@ -47,8 +46,6 @@ logger = logging.getLogger(__name__)
 CHUNK_SIZE = 100
 #: Random numbers made at once, for several steps: 32 MB.
 MAX_NUMBERS_AHEAD = 2**22
-#: Draws from which the fit is compared with its own start, at the end.
-N_FINAL_DRAWS = 5000
 
 LEARNING_RATE = 0.01
 #: Gates are sigmoids of 100 times their parameter, and take a tenth of the rate.
@@ -379,13 +376,13 @@ class EMFApprox(Inference):
                     loss = _average(losses[:done])
                     progress.update(task, advance=size, loss=f"Average Loss = {loss:,.5g}")
                     if callbacks:
-                        _store(parameters, unpack(state.parameters))
+                        store(parameters, unpack(state.parameters))
                     for callback in callbacks:
                         callback(approx, losses[:done] if score else None, done)
         except (KeyboardInterrupt, StopIteration) as interruption:
             stopped = interruption
         finally:
-            _store(parameters, unpack(state.parameters))
+            store(parameters, unpack(state.parameters))
             failed = bad_steps >= min(MAX_BAD_STEPS, n)
             kept = done - bad_steps if failed else done
             self.hist = np.concatenate([self.hist, losses[:kept] if score else []])
@@ -395,10 +392,10 @@ class EMFApprox(Inference):
 
         if failed:
             raise NonFiniteELBOError(
-                _explain(objective, jax.random.fold_in(key, kept), n_draws, kept)
+                explain(objective, jax.random.fold_in(key, kept), n_draws, kept)
             )
         if stopped is None:
-            _keep_the_better(objective, before, self._rng)
+            keep_the_better(objective, before, self._rng)
         if stopped is None:
             logger.info("Finished [100%%]: Average Loss = %.5g", _average(losses))
         else:
@@ -422,11 +419,11 @@ class EMFApprox(Inference):
         try:
             super().fit(n, *args, **kwargs)
         except FloatingPointError as error:
-            _store(parameters, finite)
+            store(parameters, finite)
             step = len(self.hist)
             key = jax.random.key(int(self._rng.integers(2**31)))
             raise NonFiniteELBOError(
-                _explain(approx.objective, key, kwargs["obj_n_mc"], step)
+                explain(approx.objective, key, kwargs["obj_n_mc"], step)
             ) from error
 
 
@@ -462,12 +459,6 @@ def _for_pytensor(optimizer: Optimizer | None) -> Callable[..., dict]:
     return optimizer
 
 
-def _store(parameters, values) -> None:
-    """Write values back as NumPy arrays; functions compiled by numba cannot read JAX's."""
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.set_value(np.asarray(value, dtype=parameter.dtype))
-
-
 def _to_noise(objective: Objective, start: Mapping[str, Any]) -> np.ndarray:
     """Structured noise of a start point given in the model's own space."""
     program = objective.program
@@ -482,72 +473,6 @@ def _to_noise(objective: Objective, start: Mapping[str, Any]) -> np.ndarray:
         if not np.isfinite(noise[site.noise]).all():
             raise ValueError(f"The start of {site.name} lies outside of its support.")
     return noise
-
-
-def _keep_the_better(
-    objective: Objective, before: list[np.ndarray], rng: np.random.Generator
-) -> None:
-    """Go back to the parameters before the fit unless it has improved on them.
-
-    Where the start is exact, the noise of the gradients can only lead away from it. If the two
-    ELBOs cannot be told apart, the smaller variance of the log weights decides: it is zero where
-    the approximation is exact.
-    """
-    noise = rng.normal(size=(N_FINAL_DRAWS, objective.size)).astype(pytensor.config.floatX)
-    seeds = rng.integers(2**31, size=N_FINAL_DRAWS)
-    after = [p.get_value() for p in objective.parameters]
-
-    def log_weights():
-        log_p, log_q = objective.weigh(noise, seeds)
-        return np.asarray(log_p - log_q, dtype=float)
-
-    fitted = log_weights()
-    try:
-        _store(objective.parameters, before)
-        started = log_weights()
-    finally:  # an interrupt here must not cost the fit
-        _store(objective.parameters, after)
-    gain = fitted - started
-    se = gain.std() / np.sqrt(N_FINAL_DRAWS)
-    improved = gain.mean() > 2 * se or (gain.mean() > -2 * se and fitted.var() <= started.var())
-    # comparisons with NaN are false: a start that is not finite gives way
-    if not improved and np.isfinite(started).all():
-        _store(objective.parameters, before)
-        logger.info("The fit kept its start, whose ELBO is %.3g nats higher.", -gain.mean())
-
-
-def _explain(objective: Objective, key: jax.Array, n_draws: int, step: int) -> str:
-    """Name the term of the log density that is not finite at the draws of one step."""
-    noise, minibatches = objective.draw(key, n_draws)
-    parameters = [jnp.asarray(p.get_value()) for p in objective.parameters]
-
-    def terms(parameters):
-        def single(noise):
-            inner, _ = objective.structured_noise(parameters, noise)
-            gates = parameters[len(objective.layer_parameters) :]
-            return objective.terms(gates, inner, minibatches)[0]
-
-        return jax.vmap(single)(noise)
-
-    advice = (
-        f"what was learnt before step {step} is kept. Check the parameters and data of that "
-        "variable, or lower the learning rate (obj_optimizer=optax.adam(1e-3))."
-    )
-    for name, term in zip(objective.term_names, terms(parameters), strict=True):
-        bad = int((~np.isfinite(np.asarray(term))).sum())
-        if bad:
-            return (
-                f"The ELBO is not finite at step {step}: the log density of {name} is not, in "
-                f"{bad} of {n_draws} draws; {advice}"
-            )
-    gradients = jax.jacrev(lambda values: [term.mean() for term in terms(values)])(parameters)
-    for name, gradient in zip(objective.term_names, gradients, strict=True):
-        if not np.isfinite(optax.tree.norm(gradient)):
-            return (
-                f"The gradient of the ELBO is not finite at step {step}, because of the log "
-                f"density of {name}; {advice}"
-            )
-    return f"The ELBO is not finite at step {step}; {advice}".replace(" of that variable", "")
 
 
 def fit(
