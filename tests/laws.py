@@ -108,6 +108,14 @@ class Family:
                 difference = (np.asarray(ends[0][k]) - np.asarray(ends[1][k])) / (2 * step)
                 gradient = np.asarray(gradients[k][i])
                 axes = (tuple(range(gradient.ndim - at.ndim, gradient.ndim)), tuple(range(at.ndim)))
-                actual = np.tensordot(gradient, direction, axes) if at.ndim else gradient * direction
+                actual = (
+                    np.tensordot(gradient, direction, axes) if at.ndim else gradient * direction
+                )
                 assert np.isfinite(gradient).all()
                 np.testing.assert_allclose(actual, difference, rtol=rtol, atol=rtol)
+
+
+def parametric(at, dist, **kwargs):
+    """Family of a distribution of symbolic parameters, with numbers for them."""
+    parameters = [pt.tensor(f"parameter_{i}", shape=np.shape(a)) for i, a in enumerate(at)]
+    return Family(dist(*parameters), parameters=parameters, at=at, **kwargs)
