@@ -1,6 +1,13 @@
 """Conditional distributions as bijections of standard normal noise, and their registry."""
 
-from pymc_emf.bijections import multivariate, time_series, univariate  # noqa: F401  (register)
+from pymc_emf.bijections import (  # noqa: F401  (they register their families)
+    by_density,
+    generic,
+    mixture,
+    multivariate,
+    time_series,
+    univariate,
+)
 from pymc_emf.bijections.base import (
     Bijection,
     Identity,

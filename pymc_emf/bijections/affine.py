@@ -5,25 +5,26 @@ import pytensor.tensor as pt
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.bijections.base import Bijection
+from pymc_emf.bijections.elementwise import Elementwise
 
 __all__ = ["LocScale", "TriangularAffine"]
 
 
-class LocScale(Bijection):
+class LocScale(Elementwise):
     """Elementwise ``loc + scale * noise`` with positive ``scale``."""
 
     def __init__(self, loc: TensorVariable, scale: TensorVariable):
         self.loc = loc
         self.scale = scale
 
-    def _log_det(self, event):
-        return pt.sum(pt.broadcast_to(pt.log(self.scale), event.shape))
+    def _log_slope(self, event):
+        return pt.log(self.scale) + pt.zeros_like(event)
 
-    def forward(self, noise):
-        return self.loc + self.scale * noise, self._log_det(noise)
+    def to_value(self, noise):
+        return self.loc + self.scale * noise, self._log_slope(noise)
 
-    def inverse(self, value):
-        return (value - self.loc) / self.scale, -self._log_det(value)
+    def to_noise(self, value):
+        return (value - self.loc) / self.scale, self._log_slope(value)
 
     def gated(self, gate):
         return LocScale(gate * self.loc, gate * self.scale + (1 - gate))

@@ -1,6 +1,5 @@
 """Univariate distributions as bijections: a quantile map is all that a family needs."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +12,15 @@ from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.bijections.affine import LocScale
 from pymc_emf.bijections.base import Bijection
-from pymc_emf.bijections.root_finding import solve_increasing
+from pymc_emf.bijections.elementwise import Elementwise, Map, Mapped, derivative
+from pymc_emf.bijections.tabulated import by_quadrature
 
-__all__ = ["Gated", "Quantile", "Support", "univariate"]
-
-Map = Callable[[TensorVariable], TensorVariable]
+__all__ = ["Quantile", "Support", "in_value_space", "location_scale", "univariate"]
 
 
 @dataclass(frozen=True)
 class Support:
-    """An interval and its natural coordinate, in which closed-form quantiles are written.
+    """An interval and its natural coordinate, in which quantiles are written.
 
     The coordinate is x itself on the real line, ``log(x - lower)`` above a lower bound, and
     ``logit((x - lower) / (upper - lower))`` between two bounds. PyMC's default transforms
@@ -78,31 +76,7 @@ def _as_float(x):
     return pt.as_tensor(x).astype("floatX")
 
 
-class _Elementwise(Bijection):
-    """An increasing map of each element, with the log of its derivative."""
-
-    def evaluate(self, noise: TensorVariable) -> TensorVariable:
-        raise NotImplementedError
-
-    def solve(self, value: TensorVariable) -> TensorVariable:
-        raise NotImplementedError
-
-    def log_derivative(self, noise: TensorVariable) -> TensorVariable:
-        raise NotImplementedError
-
-    def forward(self, noise):
-        value = self.evaluate(noise)
-        return value, self.log_derivative(noise).sum()
-
-    def inverse(self, value):
-        noise = self.solve(value)
-        return noise, -self.log_derivative(noise).sum()
-
-    def gated(self, gate):
-        return Gated(self, gate)
-
-
-class Quantile(_Elementwise):
+class Quantile(Elementwise):
     r"""Bijection of a univariate distribution by its quantile function (EMF Eq. 4).
 
     :math:`u = T(C^{-1}(\Phi(\varepsilon)))`. Its derivative is
@@ -116,51 +90,60 @@ class Quantile(_Elementwise):
         Noise to value, and value to noise; increasing.
     """
 
-    def __init__(self, quantile: Map, noise: Map, gateable: bool = True):
+    def __init__(self, quantile: Map, noise: Map):
         self._quantile = quantile
         self._noise = noise
-        self.gateable = gateable
 
-    def evaluate(self, noise):
-        return self._quantile(noise)
+    def _log_slope(self, noise):
+        return pt.log(derivative(self._quantile, noise))
 
-    def solve(self, value):
-        return self._noise(value)
+    def to_value(self, noise):
+        return self._quantile(noise), self._log_slope(noise)
 
-    def log_derivative(self, noise):
-        held = noise.copy()  # the parameters must not count as functions of the noise
-        return pt.log(pt.grad(self._quantile(held).sum(), held))
+    def to_noise(self, value):
+        noise = self._noise(value)
+        return noise, self._log_slope(noise)
 
 
-class Gated(_Elementwise):
-    r"""Elementwise :math:`\lambda f(\varepsilon) + (1 - \lambda)\varepsilon`.
+def in_value_space(
+    rv: TensorVariable,
+    transform: Transform | None,
+    site: Elementwise,
+    support: Support | None = None,
+) -> Bijection | None:
+    """Carry a bijection from the natural coordinate of a variable's support to its value space.
 
-    It is inverted by bracketing: the solution for a value :math:`u` lies between :math:`u`
-    (the gate closed) and :math:`f^{-1}(u)` (the gate open).
+    Parameters
+    ----------
+    rv : TensorVariable
+        The random variable.
+    transform : Transform or None
+        The transform that defines value space.
+    site : Elementwise
+        From noise to the natural coordinate of the support.
+    support : Support, optional
+        Bounds of the support, by default the real line.
+
+    Returns
+    -------
+    Bijection or None
+        Under a transform that does not map the support onto the real line, the bijection of
+        PyMC's density there, by quadrature; None if the transform is not elementwise.
     """
-
-    def __init__(self, site: _Elementwise, gate: TensorVariable):
-        self.site = site
-        self.gate = gate
-
-    def evaluate(self, noise):
-        return self.gate * self.site.evaluate(noise) + (1 - self.gate) * noise
-
-    def log_derivative(self, noise):
-        return pt.log(self.gate * pt.exp(self.site.log_derivative(noise)) + (1 - self.gate))
-
-    def solve(self, value):
-        open_gate = self.site.solve(value)
-        return solve_increasing(
-            self.evaluate,
-            lambda noise: pt.exp(self.log_derivative(noise)),
-            value,
-            pt.minimum(open_gate, value),
-            pt.maximum(open_gate, value),
+    support = support or Support()
+    inputs = rv.owner.inputs
+    if support.is_coordinate_of(transform, inputs):
+        return site
+    if transform is None:
+        # the identity would leave a bounded support, so that there is nothing to gate with
+        return Mapped(site, support.from_coordinate, support.to_coordinate, gateable=False)
+    if isinstance(transform, LogExpM1) and _same(support.lower, 0.0) and support.upper is None:
+        return Mapped(
+            site,
+            lambda c: transform.forward(support.from_coordinate(c), *inputs),
+            lambda value: support.to_coordinate(transform.backward(value, *inputs)),
         )
-
-    def gated(self, gate):
-        return Gated(self.site, gate * self.gate)
+    return by_quadrature(rv, transform)
 
 
 def univariate(
@@ -189,25 +172,9 @@ def univariate(
     Returns
     -------
     Bijection or None
-        None if the transform does not map the support onto the real line.
+        As of :func:`in_value_space`.
     """
-    support = support or Support()
-    inputs = rv.owner.inputs
-    if support.is_coordinate_of(transform, inputs):
-        return Quantile(quantile, noise)
-    if transform is None:
-        # the identity would leave a bounded support, so that there is nothing to gate with
-        return Quantile(
-            lambda e: support.from_coordinate(quantile(e)),
-            lambda value: noise(support.to_coordinate(value)),
-            gateable=False,
-        )
-    if isinstance(transform, LogExpM1) and _same(support.lower, 0.0) and support.upper is None:
-        return Quantile(
-            lambda e: transform.forward(support.from_coordinate(quantile(e)), *inputs),
-            lambda value: noise(support.to_coordinate(transform.backward(value, *inputs))),
-        )
-    return None
+    return in_value_space(rv, transform, Quantile(quantile, noise), support)
 
 
 def location_scale(

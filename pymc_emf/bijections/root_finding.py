@@ -1,6 +1,9 @@
 """Bracketed root finding for monotone functions, symbolic and vectorised (EMF A.5)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytensor
@@ -10,21 +13,76 @@ from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.bijections.special import stop_gradient
 
-__all__ = ["solve_increasing"]
+__all__ = [
+    "RootFinder",
+    "bracketed_root",
+    "check_root_finder",
+    "root_finder",
+    "solve_increasing",
+    "widen",
+]
+
+RootFinder = Literal["chandrupatla", "secant"]
 
 #: Relative widening of a bracket.
 MARGIN = 1e-4
 
 Function = Callable[[TensorVariable], TensorVariable]
 
+_method: ContextVar[RootFinder] = ContextVar("root_finder", default="chandrupatla")
 
-def chandrupatla(
+
+def check_root_finder(method: Any) -> None:
+    """Raise ValueError if there is no such method."""
+    if method not in get_args(RootFinder):
+        raise ValueError(f'root_finder must be "chandrupatla" or "secant", got {method!r}.')
+
+
+@contextmanager
+def root_finder(method: RootFinder) -> Iterator[None]:
+    """Use a method in every root finder whose graph is built inside the context."""
+    check_root_finder(method)
+    token = _method.set(method)
+    try:
+        yield
+    finally:
+        _method.reset(token)
+
+
+def _inverse_quadratic(a, b, c, f_a, f_b, f_c, previous, f_previous):
+    """Inverse quadratic interpolation where Chandrupatla's criterion trusts it, or half."""
+    xi = (a - b) / _nonzero(c - b)
+    phi = (f_a - f_b) / _nonzero(f_c - f_b)
+    trust = (phi**2 < xi) & ((1 - phi) ** 2 < 1 - xi)
+    first, second, third = _nonzero(f_b - f_a), _nonzero(f_b - f_c), _nonzero(f_c - f_a)
+    shift = (c - a) / _nonzero(b - a)
+    fraction = f_a / first * f_c / second + shift * f_a / third * f_b / -second
+    return pt.where(trust, fraction, 0.5)
+
+
+def _secant(a, b, c, f_a, f_b, f_c, previous, f_previous):
+    """Where the chord through the last two points meets zero, if it halved the residual."""
+    fraction = -f_a * (a - previous) / _nonzero(f_a - f_previous) / _nonzero(b - a)
+    trust = (fraction > 0) & (fraction < 1) & (2 * pt.abs(f_a) < pt.abs(f_previous))
+    return pt.where(trust, fraction, 0.5)
+
+
+def _nonzero(x):
+    return pt.where(pt.eq(x, 0), pt.ones_like(x), x)
+
+
+_FRACTIONS = {"chandrupatla": _inverse_quadratic, "secant": _secant}
+
+
+def bracketed_root(
     function: Function, lower: TensorVariable, upper: TensorVariable, n_steps: int = 50
 ) -> TensorVariable:
-    """Root of an elementwise function between ``lower`` and ``upper``, by Chandrupatla's method.
+    """Root of an elementwise function between ``lower`` and ``upper``.
 
-    Each step is an inverse quadratic interpolation where the last three points allow it and a
-    bisection otherwise, so the bracket shrinks whatever the function. The number of steps is
+    Each step goes to a point between the two ends of the bracket: by Chandrupatla's method the
+    inverse quadratic interpolation of the last three points where it can be trusted, by the
+    secant method the chord through the last two points where that converges, and by either the
+    middle otherwise, so that the bracket shrinks whatever the function. The number of steps is
     fixed: the loop has the same shape for every input and every backend. Steps after
     convergence change nothing. A value of the function that is not a number counts as
     positive infinity.
@@ -34,6 +92,7 @@ def chandrupatla(
     T. R. Chandrupatla, "A new hybrid quadratic/bisection algorithm for finding the zero of a
     nonlinear function without using derivatives", Advances in Engineering Software 28 (1997).
     """
+    choose = _FRACTIONS[_method.get()]
     resolution = np.finfo(lower.dtype)
     huge = pt.constant(resolution.max / 1e8, dtype=lower.dtype)
 
@@ -41,7 +100,7 @@ def chandrupatla(
         y = function(x)
         return pt.clip(pt.where(pt.isnan(y), huge, y), -huge, huge).astype(x.dtype)
 
-    def step(newest, oldest, previous, f_newest, f_oldest, f_previous, fraction):
+    def step(newest, oldest, f_newest, f_oldest, fraction):
         point = newest + fraction * (oldest - newest)
         f_point = finite(point)
         same_side = pt.eq(f_point >= 0, f_newest >= 0)
@@ -51,31 +110,26 @@ def chandrupatla(
         a, f_a = point, f_point
 
         width = pt.abs(b - a)
-        xi = (a - b) / pt.where(pt.eq(c, b), 1.0, c - b)
-        phi = (f_a - f_b) / pt.where(pt.eq(f_c, f_b), 1.0, f_c - f_b)
-        trust = (phi**2 < xi) & ((1 - phi) ** 2 < 1 - xi)
-        denominators = (f_b - f_a, f_b - f_c, f_c - f_a)
-        first, second, third = (pt.where(pt.eq(d, 0), 1.0, d) for d in denominators)
-        shift = (c - a) / pt.where(pt.eq(a, b), 1.0, b - a)
-        quadratic = f_a / first * f_c / second + shift * f_a / third * f_b / -second
+        fraction = choose(a, b, c, f_a, f_b, f_c, newest, f_newest)
         # at least one unit in the last place away from either end, at most a bisection
-        smallest = pt.minimum(
-            0.5, float(resolution.eps) * (1 + pt.abs(a)) / pt.where(pt.eq(width, 0), 1.0, width)
-        )
-        fraction = pt.clip(pt.where(trust, quadratic, 0.5), smallest, 1 - smallest)
+        smallest = pt.minimum(0.5, float(resolution.eps) * (1 + pt.abs(a)) / _nonzero(width))
+        fraction = pt.clip(fraction, smallest, 1 - smallest)
         done = pt.eq(f_a, 0) | pt.eq(width, 0)
-        state = (a, b, c, f_a, f_b, f_c, fraction)
         b_done, f_b_done = pt.where(done, a, b), pt.where(done, f_a, f_b)
-        return [s.astype(newest.dtype) for s in (a, b_done, c, f_a, f_b_done, f_c, state[-1])]
+        return [s.astype(newest.dtype) for s in (a, b_done, f_a, f_b_done, fraction)]
 
     half = pt.full_like(lower, 0.5, dtype=lower.dtype)
-    f_lower, f_upper = finite(lower), finite(upper)
-    start = [lower, upper, upper, f_lower, f_upper, f_upper, half]
-    newest, oldest, _, f_newest, f_oldest, *_ = pytensor.scan(
+    start = [lower, upper, finite(lower), finite(upper), half]
+    newest, oldest, f_newest, f_oldest, _ = pytensor.scan(
         step, outputs_info=start, n_steps=n_steps, return_updates=False
     )
     newest, oldest, f_newest, f_oldest = (x[-1] for x in (newest, oldest, f_newest, f_oldest))
     return pt.where(pt.abs(f_newest) <= pt.abs(f_oldest), newest, oldest)
+
+
+def widen(lower: TensorVariable, upper: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
+    """Widen a bracket a little: a root at one of its ends could fall outside by rounding."""
+    return lower - MARGIN * (1 + pt.abs(lower)), upper + MARGIN * (1 + pt.abs(upper))
 
 
 def solve_increasing(
@@ -93,9 +147,7 @@ def solve_increasing(
     ``function``. No derivative passes through the iterations.
     """
     held = stop_gradient(target)
-    # a root at an end of the bracket would fall outside by rounding
-    lower = stop_gradient(lower - MARGIN * (1 + pt.abs(lower)))
-    upper = stop_gradient(upper + MARGIN * (1 + pt.abs(upper)))
-    root = chandrupatla(lambda x: stop_gradient(function(x)) - held, lower, upper)
+    lower, upper = widen(stop_gradient(lower), stop_gradient(upper))
+    root = bracketed_root(lambda x: stop_gradient(function(x)) - held, lower, upper)
     root = stop_gradient(root)
     return root - (function(root) - target) / stop_gradient(derivative(root))

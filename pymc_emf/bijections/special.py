@@ -26,7 +26,15 @@ from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.variable import TensorVariable
 from scipy import special
 
-__all__ = ["log_ndtr", "ndtri_exp", "noise_from_tails", "normal_logpdf", "stop_gradient", "tails"]
+__all__ = [
+    "log_mills",
+    "log_ndtr",
+    "ndtri_exp",
+    "noise_from_tails",
+    "normal_logpdf",
+    "stop_gradient",
+    "tails",
+]
 
 
 class LogNdtr(UnaryScalarOp):
@@ -70,10 +78,12 @@ class StopGradient(UnaryScalarOp):
 
 @jax.custom_jvp
 def _jax_log_ndtr(x):
-    """JAX's own ``log_ndtr`` below zero; above, JAX takes the log of a number rounded to one."""
-    positive = x > 0
-    above = jnp.log1p(-jsp.ndtr(-jnp.where(positive, x, 1.0)))
-    return jnp.where(positive, above, jsp.log_ndtr(jnp.where(positive, -1.0, x)))
+    """From one ``erfc``; JAX's own takes the log of a number rounded to one above zero."""
+    far = x < (-30 if x.dtype == jnp.float64 else -10)
+    tail = jsp.erfc(jnp.where(far, 1.0, jnp.abs(x)) / np.sqrt(2)) / 2
+    series = jnp.where(far, x, -30.0)
+    asymptotic = jnp.log(_mills(series)) - series**2 / 2 - np.log(2 * np.pi) / 2
+    return jnp.where(far, asymptotic, jnp.where(x > 0, jnp.log1p(-tail), jnp.log(tail)))
 
 
 @_jax_log_ndtr.defjvp
@@ -92,14 +102,14 @@ def _jax_ndtri_exp(log_p):
     tiny = jnp.log(jnp.finfo(log_p.dtype).tiny) + 20
     underflows = log_p < tiny
     ordinary = jnp.where(underflows, -1.0, log_p)
-    middle = jnp.where(
-        ordinary > -0.1, -jsp.ndtri(-jnp.expm1(ordinary)), jsp.ndtri(jnp.exp(ordinary))
-    )
+    above = ordinary > -0.1
+    nearer = jsp.ndtri(jnp.where(above, -jnp.expm1(ordinary), jnp.exp(ordinary)))
     extreme = jnp.where(underflows, log_p, 2 * tiny)
     z = -jnp.sqrt(-2 * extreme - jnp.log(-4 * np.pi * extreme))
     for _ in range(3):  # the start is within 1e-2, and the convergence quadratic
-        z = z - (jsp.log_ndtr(z) - extreme) * _mills(z)
-    return jnp.where(underflows, z, middle)
+        mills = _mills(z)
+        z = z - (jnp.log(mills) - z**2 / 2 - np.log(2 * np.pi) / 2 - extreme) * mills
+    return jnp.where(underflows, z, jnp.where(above, -nearer, nearer))
 
 
 @_jax_ndtri_exp.defjvp
@@ -154,6 +164,15 @@ def log_ndtr(x: TensorVariable) -> TensorVariable:
 def ndtri_exp(log_p: TensorVariable) -> TensorVariable:
     """Inverse of :func:`log_ndtr`."""
     return cast(TensorVariable, _ndtri_exp(log_p))
+
+
+def log_mills(x: TensorVariable) -> TensorVariable:
+    r"""Log of :math:`\Phi(x) / e^{-x^2/2}`, without cancellation far below zero."""
+    far = x < -30
+    w = 1 / pt.where(far, x, -30.0) ** 2
+    series = -0.5 * pt.log(2 * np.pi / w) + pt.log1p(-w * (1 - 3 * w * (1 - 5 * w)))
+    near = pt.where(far, 0.0, x)
+    return pt.where(far, series, log_ndtr(near) + near**2 / 2)
 
 
 def stop_gradient(x: TensorVariable) -> TensorVariable:

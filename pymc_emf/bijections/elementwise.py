@@ -1,0 +1,163 @@
+"""Increasing maps of each element, what composes them, and the gate that blends them."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import cast
+
+import pytensor.tensor as pt
+
+from pytensor.tensor.variable import TensorVariable
+
+from pymc_emf.bijections.base import Bijection
+from pymc_emf.bijections.root_finding import solve_increasing
+
+__all__ = ["Elementwise", "Gated", "Mapped", "Reflected", "derivative"]
+
+Map = Callable[[TensorVariable], TensorVariable]
+
+
+def derivative(function: Map, x: TensorVariable) -> TensorVariable:
+    """Elementwise derivative of an elementwise function at ``x``."""
+    held = x.copy()  # parameters of the function must not count as functions of x
+    return cast(TensorVariable, pt.grad(function(held).sum(), held))
+
+
+class Elementwise(Bijection):
+    """An increasing map of each element."""
+
+    #: Whether :meth:`to_value` is a formula and :meth:`to_noise` perhaps a search, rather than
+    #: the other way round. It tells which of the two the inverse of a gated map should iterate.
+    explicit_forward = True
+
+    @abstractmethod
+    def to_value(self, noise: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
+        """Map noise to value; return the value and ``log(d value / d noise)``, elementwise."""
+
+    @abstractmethod
+    def to_noise(self, value: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
+        """Map value to noise; return the noise and ``log(d value / d noise)``, elementwise."""
+
+    def forward(self, noise):
+        value, log_slope = self.to_value(noise)
+        return value, log_slope.sum()
+
+    def inverse(self, value):
+        noise, log_slope = self.to_noise(value)
+        return noise, -log_slope.sum()
+
+    def gated(self, gate):
+        return Gated(self, gate)
+
+
+class Mapped(Elementwise):
+    """An elementwise bijection followed by an increasing function of the value.
+
+    Parameters
+    ----------
+    site : Elementwise
+    function, inverse : callable
+        The function and its inverse.
+    log_derivative : callable, optional
+        Log derivative of the function; by default PyTensor derives it.
+    gateable : bool
+        False if the function's values do not fill the real line.
+    """
+
+    def __init__(
+        self,
+        site: Elementwise,
+        function: Map,
+        inverse: Map,
+        log_derivative: Map | None = None,
+        gateable: bool = True,
+    ):
+        self.site = site
+        self.function = function
+        self.inverse_function = inverse
+        self.log_derivative = log_derivative or (lambda v: pt.log(derivative(function, v)))
+        self.gateable = gateable
+        self.explicit_forward = site.explicit_forward
+
+    @classmethod
+    def affine(cls, site: Elementwise, loc: TensorVariable, scale: TensorVariable) -> "Mapped":
+        """``loc + scale * value`` with positive ``scale``."""
+        return cls(
+            site,
+            lambda v: loc + scale * v,
+            lambda u: (u - loc) / scale,
+            lambda v: pt.log(scale) + pt.zeros_like(v),
+        )
+
+    def to_value(self, noise):
+        inner, log_slope = self.site.to_value(noise)
+        return self.function(inner), log_slope + self.log_derivative(inner)
+
+    def to_noise(self, value):
+        inner = self.inverse_function(value)
+        noise, log_slope = self.site.to_noise(inner)
+        return noise, log_slope + self.log_derivative(inner)
+
+
+class Reflected(Elementwise):
+    """The bijection of minus the variable."""
+
+    def __init__(self, site: Elementwise):
+        self.site = site
+        self.explicit_forward = site.explicit_forward
+
+    def to_value(self, noise):
+        value, log_slope = self.site.to_value(-noise)
+        return -value, log_slope
+
+    def to_noise(self, value):
+        noise, log_slope = self.site.to_noise(-value)
+        return -noise, log_slope
+
+
+class Gated(Elementwise):
+    r"""Elementwise :math:`\lambda f(\varepsilon) + (1 - \lambda)\varepsilon`.
+
+    It is inverted by bracketing. The solution :math:`\varepsilon` for a value :math:`u` lies
+    between :math:`u` (the gate closed) and :math:`f^{-1}(u)` (the gate open); where
+    :math:`f^{-1}` is the explicit direction, :math:`v = f(\varepsilon)` is sought instead,
+    between :math:`u` and :math:`f(u)`.
+    """
+
+    def __init__(self, site: Elementwise, gate: TensorVariable):
+        self.site = site
+        self.gate = gate
+        self.explicit_forward = site.explicit_forward
+
+    def _log_slope(self, log_slope):
+        return pt.log(self.gate * pt.exp(log_slope) + (1 - self.gate))
+
+    def to_value(self, noise):
+        value, log_slope = self.site.to_value(noise)
+        return self.gate * value + (1 - self.gate) * noise, self._log_slope(log_slope)
+
+    def to_noise(self, value):
+        if self.site.explicit_forward:
+            noise = self._solve(self.to_value, value, self.site.to_noise(value)[0])
+            return noise, self.to_value(noise)[1]
+
+        def blend(open_value):
+            noise, log_slope = self.site.to_noise(open_value)
+            slope = self.gate + (1 - self.gate) * pt.exp(-log_slope)
+            return self.gate * open_value + (1 - self.gate) * noise, pt.log(slope)
+
+        open_value = self._solve(blend, value, self.site.to_value(value)[0])
+        noise, log_slope = self.site.to_noise(open_value)
+        return noise, self._log_slope(log_slope)
+
+    @staticmethod
+    def _solve(function, value, other_end):
+        return solve_increasing(
+            lambda x: function(x)[0],
+            lambda x: pt.exp(function(x)[1]),
+            value,
+            pt.minimum(other_end, value),
+            pt.maximum(other_end, value),
+        )
+
+    def gated(self, gate):
+        return Gated(self.site, gate * self.gate)

@@ -1,0 +1,113 @@
+"""Variables embedded by their density in value space: what has no bijection of its own."""
+
+from math import log, pi
+
+import numpy as np
+import pymc as pm
+import pytensor.tensor as pt
+
+from pymc.distributions.dist_math import i0e
+from pymc.distributions.distribution import SymbolicRandomVariable
+from pymc.distributions.simulator import SimulatorRV
+from pymc.distributions.transforms import CircularTransform
+from pymc.distributions.truncated import TruncatedRV
+from pymc.logprob.abstract import _logprob
+from pytensor.tensor.random.op import RandomVariable
+
+from pymc_emf.bijections.base import register_bijection
+from pymc_emf.bijections.elementwise import Mapped
+from pymc_emf.bijections.quantile import in_value_space
+from pymc_emf.bijections.tabulated import Tabulated, by_quadrature
+from pymc_emf.bijections.univariate import POSITIVE, parameters_of
+
+LOG_2, LOG_2PI = log(2), log(2 * pi)
+
+
+@register_bijection(RandomVariable)
+@register_bijection(SymbolicRandomVariable)
+def univariate_with_a_density(op, rv, transform):
+    """Embed what nobody registered, ``pm.CustomDist(logp=...)`` among it."""
+    if op.ndim_supp != 0 or _logprob.dispatch(type(op)) is _logprob.dispatch(object):
+        return None
+    try:
+        return by_quadrature(rv, transform)
+    except NotImplementedError:  # a CustomDist without logp
+        return None
+
+
+def nothing_to_embed(op, rv, transform):
+    """Bypass an improper prior, a mixed measure, or a density that JAX cannot compile."""
+    return None
+
+
+for _op_type in (
+    pm.Flat.rv_type,
+    pm.HalfFlat.rv_type,
+    pm.Censored.rv_type,
+    pm.PolyaGamma.rv_type,
+    SimulatorRV,
+):
+    register_bijection(_op_type)(nothing_to_embed)
+
+
+@register_bijection(TruncatedRV)
+def truncated(op, rv, transform):
+    *base_inputs, lower, upper = rv.owner.inputs
+    base = op.base_rv_op.make_node(*base_inputs).default_output()
+
+    def log_density(x):
+        # the base's own density: where it is truncated it need not be normalised
+        inside = (x >= lower) & (x <= upper)
+        x = pt.clip(x, lower, upper)
+        return pt.where(inside, pm.logp(base, x, warn_rvs=False), -np.inf)
+
+    return by_quadrature(rv, transform, log_density)
+
+
+@register_bijection(pm.TruncatedNormal.rv_type)
+def truncated_normal(op, rv, transform):
+    mu, sigma, lower, upper = parameters_of(op, rv)
+
+    def log_density(x):
+        inside = (x >= lower) & (x <= upper)
+        return pt.where(inside, -0.5 * ((x - mu) / sigma) ** 2, -np.inf)
+
+    return by_quadrature(rv, transform, log_density)
+
+
+@register_bijection(pm.Rice.rv_type)
+def rice(op, rv, transform):
+    b, sigma = parameters_of(op, rv)
+
+    def log_density(c):  # of log(x / sigma)
+        x = pt.exp(c)
+        return 2 * c - (x - b) ** 2 / 2 + pt.log(i0e(b * x))
+
+    site = Mapped.affine(Tabulated(log_density, [b]), pt.log(sigma), pt.ones_like(sigma))
+    return in_value_space(rv, transform, site, POSITIVE)
+
+
+@register_bijection(pm.VonMises.rv_type)
+def von_mises(op, rv, transform):
+    mu, kappa = parameters_of(op, rv)
+    if not isinstance(transform, CircularTransform):
+        return by_quadrature(rv, transform)
+
+    def log_density(w):  # of w where sin(angle / 2) = tanh w
+        return -2 * kappa * pt.tanh(w) ** 2 - pt.log(pt.cosh(w))
+
+    def angle(w):
+        return mu + 2 * pt.arctan(pt.sinh(w))
+
+    def from_angle(value):
+        turned = value - mu
+        return pt.arcsinh(pt.tan(pt.arctan2(pt.sin(turned), pt.cos(turned)) / 2))
+
+    # the density repeats itself along the line, where a gate would let the fit spread without end
+    return Mapped(
+        Tabulated(log_density, [kappa]),
+        angle,
+        from_angle,
+        lambda w: LOG_2 - pt.log(pt.cosh(w)),
+        gateable=False,
+    )
