@@ -119,3 +119,10 @@ def parametric(at, dist, **kwargs):
     """Family of a distribution of symbolic parameters, with numbers for them."""
     parameters = [pt.tensor(f"parameter_{i}", shape=np.shape(a)) for i, a in enumerate(at)]
     return Family(dist(*parameters), parameters=parameters, at=at, **kwargs)
+
+
+def custom(dist, *parameters, transform=None, ndim_supp=0, **kwargs):
+    """CustomDist of a function, and the transform to test it under."""
+    if "signature" not in kwargs:
+        kwargs["ndim_supp"] = ndim_supp
+    return pm.CustomDist.dist(*parameters, dist=dist, **kwargs), transform

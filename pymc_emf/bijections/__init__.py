@@ -2,9 +2,13 @@
 
 from pymc_emf.bijections import (  # noqa: F401  (they register their families)
     by_density,
+    covariance,
+    custom,
     generic,
     mixture,
     multivariate,
+    simplex,
+    student,
     time_series,
     univariate,
 )

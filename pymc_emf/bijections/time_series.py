@@ -59,10 +59,12 @@ def linear_recurrence(
         (drive_t, *coefficients_t), previous = arguments[: 1 + order], arguments[1 + order :]
         return drive_t + sum(c * u for c, u in zip(coefficients_t, previous, strict=True))
 
+    # a scan of one tap takes the state itself, of several a stack of them
+    state = start[0] if order == 1 else {"initial": start, "taps": [-1 - i for i in range(order)]}
     values = pytensor.scan(
         step,
         sequences=[drive, *coefficients],
-        outputs_info=[{"initial": start, "taps": [-1 - i for i in range(order)]}],
+        outputs_info=[state],
         return_updates=False,
     )
     return pt.concatenate([start, values], axis=0)
