@@ -17,7 +17,6 @@ from pymc.distributions.transforms import (
     CholeskyCovPacked,
     CholeskyCovTransform,
     _default_transform,
-    log,
 )
 from pymc.exceptions import NotConstantValueError
 from pymc.logprob.transforms import Transform
@@ -98,6 +97,22 @@ class CholeskyCorrelation(Bijection):
         return pt.concatenate([pt.zeros_like(later[..., :1]), later], axis=-1)
 
 
+class _Bound:
+    """The transform of a variable, with the inputs of the variable."""
+
+    def __init__(self, transform: Transform, rv: TensorVariable):
+        self.transform, self.inputs = transform, rv.owner.inputs
+
+    def forward(self, x):
+        return self.transform.forward(x, *self.inputs)
+
+    def backward(self, v):
+        return self.transform.backward(v, *self.inputs)
+
+    def log_jac_det(self, v):
+        return self.transform.log_jac_det(v, *self.inputs)
+
+
 class CholeskyCovariance(Bijection):
     r"""Bijection to the packed Cholesky factor of a covariance matrix, log on the diagonal.
 
@@ -115,15 +130,13 @@ class CholeskyCovariance(Bijection):
     ----------
     deviations : Bijection
         From noise to the values of the standard deviations, on the last axis.
-    transform : Transform
-        From the standard deviations to their values, without inputs.
+    transform
+        From the standard deviations to their values.
     correlation : CholeskyCorrelation
         Packed by rows, without the diagonal.
     """
 
-    def __init__(
-        self, deviations: Bijection, transform: Transform, correlation: CholeskyCorrelation
-    ):
+    def __init__(self, deviations: Bijection, transform: _Bound, correlation: CholeskyCorrelation):
         self.deviations = deviations
         self.transform = transform
         self.correlation = correlation
@@ -274,33 +287,16 @@ def lkj_cholesky_cov(op, rv, transform):
     n = _number(n)
     if n is None or not isinstance(transform, CholeskyCovPacked):
         return None
-    transform_of_sd: Transform | None = log
-    deviations = bijection_from_rv(sd_dist, log)
-    if deviations is None:  # bounded above, perhaps
-        transform_of_sd = _default_transform(sd_dist.owner.op, sd_dist)
-        deviations = bijection_from_rv(sd_dist, transform_of_sd)
-    if deviations is None or transform_of_sd is None:
+    transform_of_sd = _default_transform(sd_dist.owner.op, sd_dist)
+    if transform_of_sd is None or transform_of_sd.ndim_supp > 0:
+        return None
+    deviations = bijection_from_rv(sd_dist, transform_of_sd)
+    if deviations is None:
         return None
     place = np.zeros((n, n), dtype=int)
     place[np.tril_indices(n, -1)] = np.arange(n * (n - 1) // 2)
     correlation = CholeskyCorrelation(n, eta.astype(rv.dtype), place)
     return CholeskyCovariance(deviations, _Bound(transform_of_sd, sd_dist), correlation)
-
-
-class _Bound:
-    """A transform with the inputs of its variable."""
-
-    def __init__(self, transform: Transform, rv: TensorVariable):
-        self.transform, self.inputs = transform, rv.owner.inputs
-
-    def forward(self, x):
-        return self.transform.forward(x, *self.inputs)
-
-    def backward(self, v):
-        return self.transform.backward(v, *self.inputs)
-
-    def log_jac_det(self, v):
-        return self.transform.log_jac_det(v, *self.inputs)
 
 
 @register_bijection(pm.Wishart.rv_type)
