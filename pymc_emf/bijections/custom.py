@@ -136,7 +136,7 @@ def measurable_bijection(
 
 
 def _given(variables: Sequence[Variable], given: Given) -> list[Any]:
-    return cast(list, graph_replace(variables, given, strict=False))
+    return cast(list, graph_replace(variables, dict(given), strict=False))
 
 
 def _draws_besides(rv: TensorVariable, transform: Transform | None) -> bool:
@@ -451,7 +451,7 @@ class Joined(Bijection):
 
     def inverse(self, value):
         noise, log_dets = value, []
-        known = {
+        known: dict[Variable, Variable] = {
             part.placeholder: self._constrain(value[part.index]).astype(part.placeholder.dtype)
             for part in self.parts
         }

@@ -1,15 +1,16 @@
 r"""A scan whose step draws a random variable, as a bijection with the gate inside the recursion."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import pytensor.tensor as pt
 
 from pymc.logprob.scan import convert_outer_out_to_in
 from pymc.logprob.transforms import Transform
+from pytensor.graph.basic import Variable
 from pytensor.graph.replace import graph_replace, vectorize_graph
 from pytensor.scan.op import Scan
-from pytensor.scan.utils import ScanArgs
+from pytensor.scan.utils import FieldInfo, ScanArgs
 from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.variable import TensorVariable
 
@@ -71,9 +72,10 @@ class Recursion(Bijection):
         value_t = value_t.astype(noise.dtype)
         # its shape may be known less well than that of the state it becomes
         x_t = drawn.type.filter_variable(self._constrain(value_t, drawn))
+        replaced: dict[Variable, Variable] = {drawn: x_t}
         for name in ("inner_out_mit_sot", "inner_out_sit_sot", "inner_out_nit_sot"):
             if outputs := getattr(args, name):
-                setattr(args, name, graph_replace(outputs, {drawn: x_t}, strict=False))
+                setattr(args, name, graph_replace(outputs, replaced, strict=False))
         value, log_det = _run(args, [value_t, log_det_t])
         return value, log_det.sum()
 
@@ -84,8 +86,8 @@ class Recursion(Bijection):
         # each step's distribution is known: a batch of them, with time as its first axis
         constants = dict(zip(args.inner_in_non_seqs, args.outer_in_non_seqs, strict=True))
         along_time = dict(zip(args.inner_in_seqs, args.outer_in_seqs, strict=True))
-        (drawn,) = graph_replace([drawn], constants, strict=False)
-        site = self.build(vectorize_graph(drawn, along_time))
+        (batch,) = cast(list, graph_replace([drawn], constants, strict=False))
+        site = self.build(vectorize_graph(batch, along_time))
         if site is None:
             return self._inverse_by_scan(value, known)
         if self.gate is not None:
@@ -108,7 +110,7 @@ class Recursion(Bijection):
         args, outer, drawn = _parse(self.variable)
         x = self._constrain(value, drawn)
         n_before, buffer = _initial(args, outer)
-        if n_before:
+        if buffer is not None:
             x = pt.concatenate([buffer[:n_before], x], axis=0)
         args = convert_outer_out_to_in(args, [outer], {outer: x}, inner_out_fn=lambda _: [])
         return args, drawn
@@ -122,7 +124,7 @@ def _parse(variable: TensorVariable) -> tuple[ScanArgs, TensorVariable, TensorVa
     node = variable.owner
     args = ScanArgs.from_node(node, clone=True)
     outer = args.outer_outputs[node.outputs.index(variable)]
-    drawn = args.get_alt_field(args.find_among_fields(outer), "inner_out")
+    drawn: Any = args.get_alt_field(cast(FieldInfo, args.find_among_fields(outer)), "inner_out")
     _drop_generators(args)
     return args, outer, drawn
 

@@ -93,12 +93,12 @@ class SequentialRatios(Bijection):
             centre = (pt.cumsum(growth, axis=-1) - growth) / j
             contrasts = self._constant(self.weight, noise) * (ratios - centre)
             return self._apply(np.linalg.inv(self.contrasts), contrasts), log_det
-        value = self._scan(rotated, ratios)
+        value = self._scan(rotated, ratios, self.gate)
         return self._apply(self.rotation.T, value), log_det
 
-    def _scan(self, noise, ratios):
+    def _scan(self, noise, ratios, gate):
         lower = np.tril(self.factor, -1)
-        gate = pt.broadcast_to(self.gate, noise.shape)
+        gate = pt.broadcast_to(gate, noise.shape)
         sequences = [pt.moveaxis(x, -1, 0) for x in (noise, ratios, gate)]
         j = np.arange(1, len(self.order))
         sequences += [self._constant(x, noise) for x in (self.weight, np.diag(self.factor), j)]

@@ -73,12 +73,12 @@ class MvStudent(Bijection):
             y = pt.exp(log_scale) * standard
             product = diagonal * y if self.matrix is None else _times(self.matrix, y)
             return loc + product, pt.log(diagonal) + log_scale + log_slope
-        value, log_scale = self._scan(noise, standard, nu, loc, diagonal)
+        value, log_scale = self._scan(noise, standard, nu, loc, diagonal, self.gate)
         slope = self.gate * diagonal * pt.exp(log_scale + log_slope) + (1 - self.gate)
         return value, pt.log(slope)
 
-    def _scan(self, noise, standard, nu, loc, diagonal):
-        gate = pt.broadcast_to(self.gate, noise.shape)
+    def _scan(self, noise, standard, nu, loc, diagonal, gate):
+        gate = pt.broadcast_to(gate, noise.shape)
         sequences = [pt.moveaxis(x, -1, 0) for x in (noise, standard, nu, loc, diagonal, gate)]
         total = pt.broadcast_to(self.nu, noise.shape[:-1]).astype(noise.dtype)
         states = [total]
