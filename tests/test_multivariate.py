@@ -13,6 +13,9 @@ import pymc_emf as emf
 
 from tests.laws import Family, parametric
 
+# PyMC's own log density of a MatrixNormal
+pytestmark = pytest.mark.filterwarnings("ignore:pytensor.tensor.linalg.trace:FutureWarning")
+
 chol = np.array([[1.0, 0.0, 0.0], [0.5, 2.0, 0.0], [-0.3, 0.2, 0.7]])
 cov = chol @ chol.T
 small = np.array([[1.0, 0.5], [0.5, 2.0]])
