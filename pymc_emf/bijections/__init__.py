@@ -5,6 +5,7 @@ from pymc_emf.bijections import (  # noqa: F401  (they register their families)
     generic,
     mixture,
     multivariate,
+    ordered,
     time_series,
     univariate,
 )
