@@ -162,13 +162,27 @@ few = settings(
 )
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+#: All families, those that take longest to compile among the slow tests.
+EACH_FAMILY = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow)
+        if name in ("StudentT", "HalfStudentT", "ExGaussian", "Rice", "Truncated")
+        else name
+        for name in FAMILIES
+    ],
+)
+
+
+@EACH_FAMILY
 @few
 @given(data=hs.data())
 def test_ungated_layer_is_the_prior(name, data):
     family, compiled = FAMILIES[name], functions(name)
     parameters = [data.draw(strategy) for strategy in family.parameters]
-    value, _ = compiled.check_laws(parameters, NOISE)
+    # next to the end of its turn an angle, unlike a value on the line, rounds
+    noise = NOISE * 0.75 if name == "VonMises" else NOISE
+    value, _ = compiled.check_laws(parameters, noise)
     assert (np.diff(value) > 0).all()
     jacobians = compiled.parameter_jacobian(*parameters, NOISE)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(jacobians))
@@ -220,15 +234,6 @@ BY_MPMATH = {
         ),
         [(1.0, 0.5), (-2.0, 1.0), (1.0, 20.0)],
     ),
-    "Truncated": (
-        lambda u, a, rate: (
-            (lambda x: mpmath.exp((a - 1) * mpmath.log(x) - rate * x))(
-                0.5 + 3.5 / (1 + mpmath.exp(-u))
-            )
-            / ((1 + mpmath.exp(-u)) * (1 + mpmath.exp(u)))
-        ),
-        [(2.0, 1.0), (0.3, 4.0)],
-    ),
 }
 
 
@@ -236,7 +241,13 @@ def _swapped(density, parameters, x):
     return density(x, *parameters)
 
 
-@pytest.mark.parametrize("name", BY_MPMATH)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ("ExGaussian", "Rice") else name
+        for name in BY_MPMATH
+    ],
+)
 def test_tails_by_arbitrary_precision(name):
     """The integral of the density below the value is Phi(noise)."""
     density, cases = BY_MPMATH[name]
@@ -264,7 +275,7 @@ def test_tails_by_arbitrary_precision(name):
             )
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@EACH_FAMILY
 def test_log_det_is_the_prior_density(name):
     """Element by element; a truncation's constant, which PyMC adds, is left to the total."""
     compiled = functions(name)
