@@ -20,3 +20,14 @@ def test_linear_recurrence(order, length):
         [pt.constant(c) for c in coefficients], pt.constant(start), pt.constant(drive)
     )
     np.testing.assert_allclose(actual.eval(mode=UNREWRITTEN), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_length_may_be_unknown(order):
+    rng = np.random.default_rng(1)
+    at = rng.normal(size=(order, 7)), rng.normal(size=order), rng.normal(size=7)
+    coefficients, start, drive = (pt.tensor(shape=(None,) * np.ndim(a)) for a in at)
+    unknown = linear_recurrence([coefficients[i] for i in range(order)], start, drive)
+    known = linear_recurrence([pt.constant(c) for c in at[0]], *map(pt.constant, at[1:]))
+    given = dict(zip((coefficients, start, drive), at, strict=True))
+    np.testing.assert_allclose(unknown.eval(given, mode=UNREWRITTEN), known.eval(mode=UNREWRITTEN))

@@ -2,10 +2,14 @@
 
 from pymc_emf.bijections import (  # noqa: F401  (they register their families)
     by_density,
+    covariance,
+    custom,
     generic,
     mixture,
     multivariate,
     ordered,
+    simplex,
+    student,
     time_series,
     univariate,
 )

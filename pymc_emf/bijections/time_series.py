@@ -16,7 +16,7 @@ from pytensor.tensor.variable import TensorVariable
 from pymc_emf.bijections.affine import LocScale
 from pymc_emf.bijections.base import Bijection, bijection_from_rv, register_bijection
 
-__all__ = ["Diffusion", "LinearRecurrence", "linear_recurrence"]
+__all__ = ["Diffusion", "Garch", "LinearRecurrence", "linear_recurrence"]
 
 
 def linear_recurrence(
@@ -59,10 +59,12 @@ def linear_recurrence(
         (drive_t, *coefficients_t), previous = arguments[: 1 + order], arguments[1 + order :]
         return drive_t + sum(c * u for c, u in zip(coefficients_t, previous, strict=True))
 
+    # a scan of one tap takes the state itself, of several a stack of them
+    state = start[0] if order == 1 else {"initial": start, "taps": [-1 - i for i in range(order)]}
     values = pytensor.scan(
         step,
         sequences=[drive, *coefficients],
-        outputs_info=[{"initial": start, "taps": [-1 - i for i in range(order)]}],
+        outputs_info=[state],
         return_updates=False,
     )
     return pt.concatenate([start, values], axis=0)
@@ -128,6 +130,63 @@ class LinearRecurrence(Bijection):
             self.innovation.gated(later),
             self.axis,
         )
+
+
+class Garch(Bijection):
+    r"""GARCH(1,1), time on the last axis.
+
+    :math:`u_t = \lambda_t\sigma_t\varepsilon_t + (1 - \lambda_t)\varepsilon_t` with
+    :math:`\sigma_t^2 = \omega + \alpha u_{t-1}^2 + \beta\sigma_{t-1}^2`. The variances given
+    all values are a linear recurrence, so that the inverse is parallel over time.
+
+    Parameters
+    ----------
+    omega, alpha, beta, initial : TensorVariable
+        Of the shape of the batch; ``initial`` is the first standard deviation.
+    gate : TensorVariable, optional
+        One value per time step.
+    """
+
+    def __init__(self, omega, alpha, beta, initial, gate: TensorVariable | None = None):
+        self.omega, self.alpha, self.beta, self.initial = omega, alpha, beta, initial
+        self.gate = gate
+
+    def _gate_like(self, event):
+        gate = pt.ones((), dtype=event.dtype) if self.gate is None else self.gate
+        return pt.moveaxis(pt.broadcast_to(gate, event.shape), -1, 0)
+
+    def forward(self, noise):
+        gate = self._gate_like(noise)
+        noise = pt.moveaxis(noise, -1, 0)
+        first = pt.broadcast_to(self.initial**2, noise[0].shape).astype(noise.dtype)
+
+        def step(noise_t, gate_t, variance, omega, alpha, beta):
+            scale = gate_t * pt.sqrt(variance) + (1 - gate_t)
+            value = scale * noise_t
+            following = omega + alpha * value**2 + beta * variance
+            return following.astype(variance.dtype), value, pt.log(scale)
+
+        _, value, log_scale = pytensor.scan(
+            step,
+            sequences=[noise, gate],
+            outputs_info=[first, None, None],
+            non_sequences=[self.omega, self.alpha, self.beta],
+            return_updates=False,
+            strict=True,
+        )
+        return pt.moveaxis(value, 0, -1), log_scale.sum()
+
+    def inverse(self, value):
+        gate = self._gate_like(value)
+        value = pt.moveaxis(value, -1, 0)
+        drive = self.omega + self.alpha * value[:-1] ** 2
+        first = pt.broadcast_to(self.initial**2, value[:1].shape).astype(value.dtype)
+        beta = pt.broadcast_to(self.beta, drive.shape)
+        scale = gate * pt.sqrt(linear_recurrence([beta], first, drive)) + (1 - gate)
+        return pt.moveaxis(value / scale, 0, -1), -pt.log(scale).sum()
+
+    def gated(self, gate):
+        return Garch(self.omega, self.alpha, self.beta, self.initial, gate)
 
 
 class Diffusion(Bijection):
@@ -254,6 +313,14 @@ class _TimeFirst(Bijection):
 
     def gated(self, gate):
         return _TimeFirst(self.site.gated(pt.moveaxis(gate, 0, -1)))
+
+
+@register_bijection(pm.GARCH11.rv_type)
+def garch(op, rv, transform):
+    if transform is not None:
+        return None
+    parameters = [parameter.astype(rv.dtype) for parameter in rv.owner.inputs[:4]]
+    return Garch(*parameters)
 
 
 @register_bijection(pm.EulerMaruyama.rv_type)

@@ -11,7 +11,6 @@ import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
 
-from pymc.distributions.custom import CustomSymbolicDistRV
 from pymc.distributions.dist_math import SplineWrapper
 from pytensor.link.jax.dispatch import jax_funcify
 
@@ -47,15 +46,6 @@ def normal(op, rv, transform):
 def log_normal(op, rv, transform):
     mu, sigma = parameters_of(op, rv)
     return location_scale(rv, transform, mu, sigma, POSITIVE)
-
-
-@register_bijection(CustomSymbolicDistRV)
-def logit_normal(op, rv, transform):
-    # PyMC makes a class on the fly for each LogitNormal, known by its name alone
-    if type(op).__name__ != "LogitNormal":
-        return None
-    mu, sigma = parameters_of(op, rv)
-    return location_scale(rv, transform, mu, sigma, UNIT)
 
 
 @register_bijection(pm.Uniform.rv_type)

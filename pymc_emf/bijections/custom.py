@@ -1,0 +1,526 @@
+r"""``pm.CustomDist(dist=f)``: the graph that f draws from, as a bijection.
+
+PyMC rewrites such a graph into measurable pieces to find its log density; the same pieces are
+composed here into a map of noise:
+
+- one random variable is its own bijection;
+- an elementwise function of one is applied after its bijection;
+- random variables joined into a tensor are triangular in the order in which they depend on each
+  other (EMF Eq. 5);
+- a scan whose step draws a random variable is one scan, with the gate inside the recursion,
+  :math:`u_t = \lambda_t f(\varepsilon_t; u_{<t}) + (1 - \lambda_t)\varepsilon_t`.
+
+A graph with a random draw that is no part of the value has no such map.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import pytensor.tensor as pt
+
+from pymc.distributions.custom import CustomSymbolicDistRV
+from pymc.distributions.distribution import SymbolicRandomVariable
+from pymc.distributions.transforms import LogExpM1, _default_transform
+from pymc.exceptions import NotConstantValueError
+from pymc.logprob.basic import logp
+from pymc.logprob.rewriting import construct_ir_fgraph
+from pymc.logprob.scan import MeasurableScan
+from pymc.logprob.tensor import (
+    MeasurableCast,
+    MeasurableDimShuffle,
+    MeasurableJoin,
+    MeasurableMakeVector,
+)
+from pymc.logprob.transforms import (
+    MONOTONICALLY_DECREASING_OPS,
+    MONOTONICALLY_INCREASING_OPS,
+    IntervalTransform,
+    LogOddsTransform,
+    LogTransform,
+    MeasurableTransform,
+    Transform,
+)
+from pymc.logprob.utils import check_potential_measurability
+from pymc.pytensorf import constant_fold
+from pytensor.graph.basic import Constant, Variable
+from pytensor.graph.replace import graph_replace
+from pytensor.graph.traversal import ancestors
+from pytensor.scalar.basic import Abs, Cosh, Exp, Mul, Pow
+from pytensor.scalar.math import Sigmoid, Softplus
+from pytensor.tensor.elemwise import Elemwise
+from pytensor.tensor.random.op import RandomVariable
+from pytensor.tensor.random.type import RandomType
+from pytensor.tensor.variable import TensorVariable
+
+from pymc_emf.bijections.base import Bijection, bijection_from_rv, register_bijection
+from pymc_emf.bijections.elementwise import Elementwise
+from pymc_emf.bijections.recursion import Recursion, values_before
+from pymc_emf.bijections.tabulated import by_quadrature
+
+__all__ = ["Joined", "Transformed"]
+
+#: What a measurable graph's placeholders stand for.
+Given = Mapping[Variable, Variable]
+
+
+@register_bijection(CustomSymbolicDistRV)
+def custom(op, rv, transform):
+    # Parameters may be random themselves, other variables of the model: placeholders keep PyMC
+    # from measuring them.
+    placeholders = [v if isinstance(v, Constant) else v.type() for v in rv.owner.inputs]
+    given = {p: v for p, v in zip(placeholders, rv.owner.inputs, strict=True) if p is not v}
+    drawn = op.fgraph.bind(placeholders)[op.default_output]
+    variable, outer = _cancel(drawn, _bind(transform, rv.owner.inputs))
+    (valued,) = construct_ir_fgraph({variable: variable.type()}).outputs
+    site = measurable_bijection(valued.owner.inputs[0], outer, given)
+    if site is not None or not _has_density(op.make_node(*placeholders).default_output()):
+        return site
+    return by_quadrature(rv, transform) if op.ndim_supp == 0 else None
+
+
+def _has_density(rv: TensorVariable) -> bool:
+    """Whether PyMC finds a log density, and one that depends on no random draw."""
+    try:
+        return not check_potential_measurability([logp(rv, rv.type(), warn_rvs=False)])
+    except (NotImplementedError, ValueError):
+        return False
+
+
+def measurable_bijection(
+    variable: TensorVariable, transform: Transform | None, given: Given
+) -> Bijection | None:
+    """Bijection of a variable in PyMC's measurable form.
+
+    Parameters
+    ----------
+    variable : TensorVariable
+    transform : Transform or None
+        From the variable to its value; uses no inputs of the variable.
+    given : mapping
+        Replacements of inputs of the variable's graph.
+
+    Returns
+    -------
+    Bijection or None
+    """
+    if variable.owner is None:
+        return None
+    op, inputs = variable.owner.op, variable.owner.inputs
+    if isinstance(op, RandomVariable | SymbolicRandomVariable):
+        if _draws_besides(variable, transform):
+            return None
+        return bijection_from_rv(_given([variable], given)[0], transform)
+    if isinstance(op, MeasurableCast):
+        return measurable_bijection(inputs[0], transform, given)
+    if transform is not None and transform.ndim_supp > 0:
+        return None
+    if isinstance(op, MeasurableTransform):
+        return _transformed(variable, transform, given)
+    if isinstance(op, MeasurableDimShuffle):
+        site = measurable_bijection(inputs[0], transform, given)
+        return None if site is None else _Shuffled(site, op)
+    if isinstance(op, MeasurableMakeVector | MeasurableJoin):
+        return _joined(variable, transform, given)
+    if isinstance(op, MeasurableScan):
+        outer = [v for v in inputs if not isinstance(v.type, RandomType)]
+        if check_potential_measurability(outer):
+            return None
+        return Recursion.of(
+            _given([variable], given)[0],
+            transform,
+            lambda step: measurable_bijection(step, transform, {}),
+        )
+    return None
+
+
+def _given(variables: Sequence[Variable], given: Given) -> list[Any]:
+    return cast(list, graph_replace(variables, dict(given), strict=False))
+
+
+def _draws_besides(rv: TensorVariable, transform: Transform | None) -> bool:
+    """Whether a parameter is random, rather than a distribution of which the bijection is made."""
+    parameters = [v for v in rv.owner.inputs if not isinstance(v.type, RandomType)]
+    if not check_potential_measurability(parameters):
+        return False
+    site = bijection_from_rv(rv, transform)
+    if site is None:
+        return True
+    value, _ = site.forward(pt.tensor(dtype=rv.dtype, shape=(None,) * rv.ndim))
+    return check_potential_measurability([value])
+
+
+def _bind(transform: Transform | None, inputs: Sequence[Variable]) -> Transform | None:
+    """Evaluate a transform's bounds, so that it needs no inputs of the variable any more."""
+    if not isinstance(transform, IntervalTransform):
+        return transform
+    lower, upper, lower_bounded, upper_bounded = transform.get_a_and_b(inputs)
+    bounds = (lower if lower_bounded else None, upper if upper_bounded else None)
+    return IntervalTransform(lambda *_: bounds)
+
+
+#: The inverse of each transform, as a user writes it.
+INVERSES = {LogTransform: Exp, LogOddsTransform: Sigmoid, LogExpM1: Softplus}
+
+
+def _cancel(
+    variable: TensorVariable, transform: Transform | None
+) -> tuple[TensorVariable, Transform | None]:
+    """Drop a transform and the function it undoes; in a tail their product would be rounded."""
+    inverse = INVERSES.get(type(transform))
+    op = None if variable.owner is None else variable.owner.op
+    if inverse is None or not isinstance(op, Elemwise) or not isinstance(op.scalar_op, inverse):
+        return variable, transform
+    return variable.owner.inputs[0], None
+
+
+@dataclass(frozen=True)
+class _Step:
+    """An elementwise function, one factor of a composition."""
+
+    transform: Transform
+    inputs: tuple[Variable, ...]
+    sign: Variable | float = 1.0
+    #: Of several preimages, take the last, the positive one.
+    last_branch: bool = False
+
+    def forward(self, x):
+        return self.transform.forward(x, *self.inputs)
+
+    def backward(self, y):
+        x = self.transform.backward(y, *self.inputs)
+        return x[-1] if self.last_branch else x
+
+    def log_derivative(self, y):
+        return -self.transform.log_jac_det(y, *self.inputs)
+
+
+class Transformed(Bijection):
+    r"""A monotone function of each element of the value of a bijection.
+
+    Where the function decreases the noise changes sign, which leaves it standard normal and
+    the diagonal of the Jacobian positive. The gate acts on the bijection *inside*: with the gate
+    closed the value is the function of the noise. (Elementwise bijections do better, see
+    :class:`TransformedElementwise`.)
+    """
+
+    def __init__(self, site: Bijection, steps: Sequence[_Step], gateable: bool):
+        self.site = site
+        self.steps = list(steps)
+        self.gateable = gateable
+
+    def _sign(self):
+        sign: Any = 1.0
+        for step in self.steps:
+            sign = sign * step.sign
+        return sign
+
+    def _outwards(self, x):
+        log_derivative = pt.zeros_like(x)
+        for step in self.steps:
+            x = step.forward(x)
+            log_derivative = log_derivative + step.log_derivative(x)
+        return x, log_derivative
+
+    def _inwards(self, y):
+        log_derivative = pt.zeros_like(y)
+        for step in reversed(self.steps):
+            log_derivative = log_derivative + step.log_derivative(y)
+            y = step.backward(y)
+        return y, log_derivative
+
+    def forward(self, noise):
+        inner, log_det = self.site.forward(self._sign() * noise)
+        value, log_derivative = self._outwards(inner)
+        return value, log_det + log_derivative.sum()
+
+    def inverse(self, value):
+        inner, log_derivative = self._inwards(value)
+        noise, log_det = self.site.inverse(inner)
+        return self._sign() * noise, log_det - log_derivative.sum()
+
+    def gated(self, gate):
+        return Transformed(self.site.gated(gate), self.steps, self.gateable)
+
+
+class TransformedElementwise(Transformed, Elementwise):
+    """As :class:`Transformed`, of an elementwise bijection, gated in value space."""
+
+    site: Elementwise
+
+    def to_value(self, noise):
+        inner, log_slope = self.site.to_value(self._sign() * noise)
+        value, log_derivative = self._outwards(inner)
+        return value, log_slope + log_derivative
+
+    def to_noise(self, value):
+        inner, log_derivative = self._inwards(value)
+        noise, log_slope = self.site.to_noise(inner)
+        return self._sign() * noise, log_slope + log_derivative
+
+    gated = Elementwise.gated
+
+
+def _transformed(
+    variable: TensorVariable, transform: Transform | None, given: Given
+) -> Bijection | None:
+    pieces = []
+    while isinstance(variable.owner.op, MeasurableTransform):
+        node = variable.owner
+        others = list(node.inputs)
+        variable = others.pop(node.op.measurable_input_idx)
+        if check_potential_measurability(others):
+            return None
+        pieces.append((node.op, tuple(_given(others, given))))
+    site = measurable_bijection(variable, None, given)
+    if site is None:
+        return None
+    bounds, steps = _support(variable), []
+    for op, others in reversed(pieces):
+        step = _monotone_step(op, others, bounds)
+        if step is None:
+            return None
+        steps.append(step)
+        bounds = _image(op, others, bounds)
+    if transform is not None:
+        steps.append(_Step(transform, ()))
+        bounds = _image_of_transform(transform, bounds)
+    unbounded = bounds == (-np.inf, np.inf)
+    if isinstance(site, Elementwise):
+        return TransformedElementwise(site, steps, gateable=unbounded)
+    return Transformed(site, steps, gateable=unbounded and site.gateable)
+
+
+def _support(rv: TensorVariable) -> tuple[float, float]:
+    """Bounds of a random variable, NaN where they are not known."""
+    transform = _default_transform(rv.owner.op, rv)
+    if transform is None:
+        return -np.inf, np.inf
+    if isinstance(transform, LogTransform):
+        return 0.0, np.inf
+    if isinstance(transform, LogOddsTransform):
+        return 0.0, 1.0
+    if isinstance(transform, IntervalTransform):
+        lower, upper, *_ = transform.get_a_and_b(rv.owner.inputs)
+        return _number(lower), _number(upper)
+    return np.nan, np.nan
+
+
+def _number(variable: Any) -> float:
+    """Value of a constant, of which all elements are the same; NaN if it is not one."""
+    try:
+        (value,) = constant_fold((pt.as_tensor(variable),))
+    except NotConstantValueError:
+        return np.nan
+    value = np.unique(np.asarray(value, dtype=float))
+    return float(value[0]) if value.size == 1 else np.nan
+
+
+def _monotone_step(
+    op: MeasurableTransform, others: tuple[Variable, ...], bounds: tuple[float, float]
+) -> _Step | None:
+    """Orient one function on an interval, None if it is not monotone there."""
+    scalar_op, step = op.scalar_op, _Step(op.transform_elemwise, others)
+    positive = bounds[0] >= 0
+    if isinstance(scalar_op, Mul):
+        return replace(step, sign=pt.sign(others[0]))
+    if isinstance(scalar_op, Pow):
+        power = op.transform_elemwise.power
+        if power > 0 and power % 2 == 1:
+            return step
+        if not positive:
+            return None
+        even = power % 2 == 0  # then PyMC finds two preimages
+        return replace(step, sign=1.0 if power > 0 else -1.0, last_branch=even)
+    if isinstance(scalar_op, Abs | Cosh):
+        return replace(step, last_branch=True) if positive else None
+    if isinstance(scalar_op, MONOTONICALLY_INCREASING_OPS):
+        return step
+    if isinstance(scalar_op, MONOTONICALLY_DECREASING_OPS):
+        return replace(step, sign=-1.0)
+    return None
+
+
+def _image(
+    op: MeasurableTransform, others: tuple[Variable, ...], bounds: tuple[float, float]
+) -> tuple[float, float]:
+    """Bounds of a function's values. A factor that is not known is taken to be positive."""
+    arguments = [_number(other) for other in others]
+    if isinstance(op.scalar_op, Mul) and np.isnan(arguments).any():
+        arguments = [1.0]
+        bounds = tuple(b if b == 0 or np.isinf(b) else np.nan for b in bounds)  # type: ignore
+    if isinstance(op.scalar_op, Pow):
+        arguments = [op.transform_elemwise.power]
+    with np.errstate(all="ignore"):
+        ends = [
+            # an end at infinity stays there, whatever is added to it
+            b
+            if np.isinf(b) and np.isnan(arguments).any()
+            else float(op.scalar_op.impl(np.float64(b), *map(np.float64, arguments)))
+            for b in bounds
+        ]
+    return (np.nan, np.nan) if np.isnan(ends).any() else (min(ends), max(ends))
+
+
+def _image_of_transform(transform: Transform, bounds: tuple[float, float]) -> tuple[float, float]:
+    if np.isnan(bounds).any():
+        return bounds
+    with np.errstate(all="ignore"):
+        lower, upper = (
+            float(constant_fold((transform.forward(pt.constant(b, dtype="float64")),))[0])
+            for b in bounds
+        )
+    return lower, upper
+
+
+class _Shuffled(Bijection):
+    """A bijection whose axes are put in another order, dropped where their length is one, ..."""
+
+    def __init__(self, site: Bijection, op: MeasurableDimShuffle):
+        self.site = site
+        self.op = op
+        self.gateable = site.gateable
+
+    def _undo(self, event):
+        kept = [i for i, axis in enumerate(self.op.new_order) if axis != "x"]
+        position = {self.op.new_order[i]: i for i in kept}
+        n_axes = len(position) + len(self.op.drop)
+        return event.dimshuffle([position.get(axis, "x") for axis in range(n_axes)])
+
+    def forward(self, noise):
+        value, log_det = self.site.forward(self._undo(noise))
+        return value.dimshuffle(self.op.new_order), log_det
+
+    def inverse(self, value):
+        noise, log_det = self.site.inverse(self._undo(value))
+        return noise.dimshuffle(self.op.new_order), log_det
+
+    def gated(self, gate):
+        return _Shuffled(self.site.gated(self._undo(gate)), self.op)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One of the variables joined: its placeholder in the others, and where it stands."""
+
+    build: Callable[[Given], Bijection | None]
+    placeholder: TensorVariable
+    index: Any
+
+
+class Joined(Bijection):
+    """Bijections of variables that are joined to one tensor and may depend on each other.
+
+    Parameters
+    ----------
+    parts : sequence
+        Parents first.
+    transform : Transform or None
+        Of all of them, elementwise.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[_Part],
+        transform: Transform | None,
+        gateable: bool,
+        gate: TensorVariable | None = None,
+    ):
+        self.parts = parts
+        self.transform = transform
+        self.gateable = gateable
+        self.gate = gate
+
+    def _constrain(self, value):
+        return value if self.transform is None else self.transform.backward(value)
+
+    def _site(self, part: _Part, known: Given) -> Bijection:
+        site = cast(Bijection, part.build(known))
+        return site if self.gate is None else site.gated(self.gate[part.index])
+
+    def forward(self, noise):
+        value, log_dets = noise, []
+        known: dict[Variable, Variable] = {}
+        for part in self.parts:
+            piece, log_det = self._site(part, known).forward(noise[part.index])
+            value = value[part.index].set(piece.astype(noise.dtype))
+            known[part.placeholder] = self._constrain(piece).astype(part.placeholder.dtype)
+            log_dets.append(log_det)
+        return value, pt.add(*log_dets)
+
+    def inverse(self, value):
+        noise, log_dets = value, []
+        known: dict[Variable, Variable] = {
+            part.placeholder: self._constrain(value[part.index]).astype(part.placeholder.dtype)
+            for part in self.parts
+        }
+        for part in self.parts:
+            piece, log_det = self._site(part, known).inverse(value[part.index])
+            noise = noise[part.index].set(piece.astype(value.dtype))
+            log_dets.append(log_det)
+        return noise, pt.add(*log_dets)
+
+    def gated(self, gate):
+        return Joined(self.parts, self.transform, self.gateable, gate)
+
+
+def _joined(
+    variable: TensorVariable, transform: Transform | None, given: Given
+) -> Bijection | None:
+    # PyMC marks the variables joined as having values, by which the others see them
+    op, promised = variable.owner.op, variable.owner.inputs
+    bases = [p.owner.inputs[0] for p in promised]
+    placeholders = [base.type() for base in bases]
+    if isinstance(op, MeasurableJoin):
+        try:
+            lengths = constant_fold(_given([_shape(base)[op.axis] for base in bases], given))
+        except NotConstantValueError:
+            return None
+        stops = np.cumsum([int(length) for length in lengths])
+        before = (slice(None),) * (op.axis % variable.ndim)
+        indices: list[Any] = [
+            (*before, slice(int(stop - length), int(stop)))
+            for stop, length in zip(stops, lengths, strict=True)
+        ]
+    else:
+        indices = list(range(len(bases)))
+
+    parts: list[_Part] = []
+    gateable = True
+    for i in _parents_first(bases, promised):
+        others = {
+            p: q for j, (p, q) in enumerate(zip(promised, placeholders, strict=True)) if j != i
+        }
+        (base,) = _given([bases[i]], others)
+
+        def build(known, base=base):
+            return measurable_bijection(base, transform, {**given, **known})
+
+        site = build({})
+        if site is None:
+            return None
+        gateable = gateable and site.gateable
+        parts.append(_Part(build, placeholders[i], indices[i]))
+    return Joined(parts, transform, gateable)
+
+
+def _shape(variable: TensorVariable) -> list[Any]:
+    shape: list[Any] = list(variable.shape)
+    if isinstance(variable.owner.op, MeasurableScan):  # counts the values before the first step
+        shape[0] = shape[0] - values_before(variable)
+    return shape
+
+
+def _parents_first(bases: Sequence[Variable], promised: Sequence[Variable]) -> list[int]:
+    """Order of the variables joined; each depends on others through what PyMC promised."""
+    parents = [
+        {j for j, p in enumerate(promised) if j != i and p in set(ancestors([base]))}
+        for i, base in enumerate(bases)
+    ]
+    order: list[int] = []
+    while len(order) < len(bases):
+        order.append(
+            next(i for i in range(len(bases)) if i not in order and parents[i] <= set(order))
+        )
+    return order
