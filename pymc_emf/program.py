@@ -16,7 +16,7 @@ from pymc.model.transform.optimization import freeze_dims_and_data
 from pymc.pytensorf import constant_fold
 from pymc.vartypes import discrete_types
 from pytensor.compile.sharedvalue import SharedVariable
-from pytensor.graph.replace import clone_replace, graph_replace
+from pytensor.graph.replace import graph_replace
 from pytensor.graph.traversal import walk
 from pytensor.tensor.type import TensorType
 from pytensor.tensor.variable import TensorVariable
@@ -32,6 +32,7 @@ from pymc_emf.rolling import (
     Values,
     evaluate,
     find_patterns,
+    replicate,
     schedule,
 )
 
@@ -164,6 +165,7 @@ class Program:
         _check(model)
         self.model = model
         self._roll = _roll  # False for tests, which compare
+        self._alone: set[str] = set()
         self.frozen = _freeze(model)
         self.sites = tuple(self._walk())
         self.size = sum(site.size for site in self.sites)
@@ -243,7 +245,8 @@ class Program:
         items: list[tuple[Any, list[Any]]] = []
         for site in sites:
             tag, *structure = _transform_key(site, stand_ins)
-            items.append((("free", site.shape, site.rv_shape, tag), [site.rv, *structure]))
+            alone = site.name if site.name in self._alone else None
+            items.append((("free", site.shape, site.rv_shape, tag, alone), [site.rv, *structure]))
         for rv, value in observed.items():
             items.append((("observed",), [rv, value]))
         items += [(("potential",), [potential]) for potential in frozen.potentials]
@@ -270,6 +273,14 @@ class Program:
     def patterns(self) -> list[SitePattern]:
         """The sites, isomorphic ones together."""
         return self._patterns[0]
+
+    def separate(self, names: Sequence[str]) -> None:
+        """Take sites out of their patterns."""
+        if self._alone.issuperset(names):
+            return
+        self._alone.update(names)
+        for computed in ("_patterns", "_log_density_graphs"):
+            self.__dict__.pop(computed, None)
 
     def plan(self, reads: Sequence[Sequence[int]] | None = None) -> list[Batch | Loop]:
         """Order in which the patterns' members can be evaluated.
@@ -375,7 +386,7 @@ class Program:
             if places is not None:
                 inputs.insert(0, Input(own, places, flat))
             elif own is not None:
-                (term,) = clone_replace([term], {own: data}, rebuild_strict=False)
+                (term,) = replicate([term], {own: data})
             (batch,) = Body(inputs, [term]).batch(np.arange(len(names)))
             batches.append((names, batch))
         if rest:

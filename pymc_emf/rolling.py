@@ -8,7 +8,7 @@ with placeholders for what differs.
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytensor
@@ -16,7 +16,7 @@ import pytensor.tensor as pt
 
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Apply, Constant, Variable
-from pytensor.graph.replace import clone_replace, vectorize_graph
+from pytensor.graph.replace import vectorize_graph
 from pytensor.graph.traversal import ancestors, graph_inputs, toposort
 from pytensor.tensor.basic import Alloc, Join, MakeVector
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
@@ -459,9 +459,17 @@ def replicate(
     outputs: Sequence[TensorVariable], replacements: Mapping[TensorVariable, TensorVariable]
 ) -> list[TensorVariable]:
     """Write a graph again with other inputs, which may all have one further, leading axis."""
-    if all(old.ndim == new.ndim for old, new in replacements.items()):
-        return clone_replace(list(outputs), dict(replacements), rebuild_strict=False)
-    return vectorize_graph(list(outputs), dict(replacements))
+    if any(old.ndim != new.ndim for old, new in replacements.items()):
+        return vectorize_graph(list(outputs), dict(replacements))
+    # PyTensor's own functions would clone the graphs of the replacements as well
+    memo: dict[Variable, Variable] = dict(replacements)
+    for node in toposort(list(outputs), blockers=list(replacements)):
+        inputs = [memo.get(v, v) for v in node.inputs]
+        if any(new is not old for new, old in zip(inputs, node.inputs, strict=True)):
+            rebuilt = node.clone_with_new_inputs(inputs, strict=False)
+            for old, new in zip(node.outputs, rebuilt.outputs, strict=True):
+                memo.setdefault(old, new)
+    return cast(list, [memo.get(output, output) for output in outputs])
 
 
 @dataclass(frozen=True, eq=False)

@@ -92,6 +92,7 @@ class StructuredLayer(Bijection):
         self.gate = gate
         self.embed = embed
         self.bypassed: set[str] = set()
+        self.program.separate(self._misfits())
         self._embeddings = [self._embedding(p.site, p.rv) for p in self.program.patterns]
         gated: list[Site] = []
         for pattern, embedding in zip(self.program.patterns, self._embeddings, strict=True):
@@ -138,6 +139,25 @@ class StructuredLayer(Bijection):
                 "a bijection by pymc_emf.register_bijection, or bypass the variable by embed=True."
             )
         return Identity()
+
+    def _misfits(self) -> list[str]:
+        """Sites that their pattern would embed in another way than they are embedded alone.
+
+        A family may look at its constants, a bound of zero for example, and in a pattern it
+        does not see them.
+        """
+
+        def kind(site, rv):
+            embedding = self._embedding(site, rv)
+            return type(embedding), embedding.gateable
+
+        return [
+            site.name
+            for p in self.program.patterns
+            if p.pattern.constants_differ
+            for site in p.sites
+            if kind(site, site.rv) != kind(site, p.rv)
+        ]
 
     def _bodies(
         self, flat: TensorVariable, known: Values, direction: Literal["forward", "inverse"]
@@ -271,6 +291,22 @@ class Description:
         return f"<table>{cells('th', self.columns)}{body}</table>"
 
 
+def _rolled(layer: StructuredLayer) -> dict[str, str]:
+    """What is said of each site that is evaluated together with others."""
+    said = {}
+    for part in layer.plan:
+        groups = [(part.pattern, part.rows[None])] if isinstance(part, Batch) else part.groups
+        for pattern, rows in groups:
+            sites = layer.program.patterns[pattern].sites
+            n_steps, n_members = rows.shape
+            for (step, _), row in np.ndenumerate(rows):
+                words = f", step {step + 1} of a scan over {n_steps}" if n_steps > 1 else ""
+                if n_members > 1:
+                    words += f", one of a batch of {n_members}"
+                said[sites[row].name] = words
+    return said
+
+
 def describe(model: pm.Model) -> Description:
     """Tell how each free variable of a model is embedded.
 
@@ -283,7 +319,8 @@ def describe(model: pm.Model) -> Description:
     Description
         A table with text and HTML representations: each variable in topological order, its
         family, transform, the shape of its value, its slice of the flat noise vector, its
-        direct parents, and whether it is embedded or bypassed.
+        direct parents, and whether it is embedded or bypassed; and whether it has been rolled up
+        with isomorphic variables into a scan or a batch.
 
     Examples
     --------
@@ -300,6 +337,7 @@ def describe(model: pm.Model) -> Description:
     x         Normal      -             (3,)   2:5    slope, scale  embedded
     """
     layer = StructuredLayer(model, gate="element")
+    rolled = _rolled(layer)
     rows = []
     for site in layer.program.sites:
         if site.name in layer.bypassed:
@@ -308,6 +346,7 @@ def describe(model: pm.Model) -> Description:
             embedding = "embedded"
         else:
             embedding = "embedded, not gated: bounded without a transform"
+        embedding += rolled.get(site.name, "")
         rows.append(
             (
                 site.name,
