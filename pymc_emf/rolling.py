@@ -8,7 +8,7 @@ with placeholders for what differs.
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytensor
@@ -16,8 +16,9 @@ import pytensor.tensor as pt
 
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Apply, Constant, Variable
-from pytensor.graph.replace import vectorize_graph
+from pytensor.graph.replace import _vectorize_node
 from pytensor.graph.traversal import ancestors, graph_inputs, toposort
+from pytensor.scan.op import Scan
 from pytensor.tensor.basic import Alloc, Join, MakeVector
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.random.op import RandomVariable
@@ -182,7 +183,8 @@ class Reader:
                     graph.leaves.append(value)
                     graph.positions.append(False)
                     graph.types.append(_with_shape(variable.type, value.shape))
-                    return "constant", len(graph.leaves) - 1, variable.type.dtype, value.shape
+                    # PyTensor takes the smallest type that holds a number: 0.5 is a float32
+                    return "constant", len(graph.leaves) - 1, value.dtype.kind, value.shape
             if variable.owner is None:
                 # what a distribution would draw plays no part in its density
                 drawing = isinstance(variable.type, RandomType) and node is not None
@@ -220,7 +222,8 @@ def build(graphs: Sequence[_Graph], members: Sequence[int]) -> Pattern:
     for i, leaf_type in enumerate(first.types):
         table = np.stack([graph.leaves[i] for graph in graphs])
         if first.positions[i] or not (table == table[:1]).all():
-            placeholder: Any = leaf_type()
+            dtype = leaf_type.dtype if first.positions[i] else _widest(table.dtype)
+            placeholder: Any = TensorType(dtype, leaf_type.shape)()
             slots[i] = Slot(placeholder, table, not first.positions[i])
         else:
             placeholder = pt.constant(table[0], dtype=leaf_type.dtype)
@@ -303,6 +306,13 @@ def _is_distribution(node: Apply) -> bool:
 
 def _with_shape(tensor_type: Any, shape: tuple[int, ...]) -> TensorType:
     return TensorType(tensor_type.dtype, shape=shape)
+
+
+def _widest(dtype: np.dtype) -> np.dtype:
+    """Type of constants that differ, which had a type each."""
+    if dtype.kind == "f" and dtype.itemsize < np.dtype(pytensor.config.floatX).itemsize:
+        return np.dtype(pytensor.config.floatX)
+    return dtype
 
 
 def _frozen(variable: Variable, constant: Any) -> Hashable:
@@ -459,17 +469,100 @@ def replicate(
     outputs: Sequence[TensorVariable], replacements: Mapping[TensorVariable, TensorVariable]
 ) -> list[TensorVariable]:
     """Write a graph again with other inputs, which may all have one further, leading axis."""
-    if any(old.ndim != new.ndim for old, new in replacements.items()):
-        return vectorize_graph(list(outputs), dict(replacements))
-    # PyTensor's own functions would clone the graphs of the replacements as well
-    memo: dict[Variable, Variable] = dict(replacements)
+    # PyTensor's own functions would clone the graphs of the replacements as well, and call a Scan
+    # once for each member
+    memo: dict[Any, Any] = dict(replacements)
     for node in toposort(list(outputs), blockers=list(replacements)):
         inputs = [memo.get(v, v) for v in node.inputs]
-        if any(new is not old for new, old in zip(inputs, node.inputs, strict=True)):
-            rebuilt = node.clone_with_new_inputs(inputs, strict=False)
-            for old, new in zip(node.outputs, rebuilt.outputs, strict=True):
-                memo.setdefault(old, new)
-    return cast(list, [memo.get(output, output) for output in outputs])
+        if all(new is old for new, old in zip(inputs, node.inputs, strict=True)):
+            continue
+        if not any(_has_more_axes(new, old) for new, old in zip(inputs, node.inputs, strict=True)):
+            rebuilt = node.clone_with_new_inputs(inputs, strict=False).outputs
+        elif isinstance(node.op, Scan) and _can_be_batched(node, inputs):
+            rebuilt = _batch_scan(node, inputs)
+        else:
+            rebuilt = _vectorize_node(node.op, node, *inputs)
+            rebuilt = rebuilt.outputs if isinstance(rebuilt, Apply) else rebuilt
+        for old, new in zip(node.outputs, rebuilt, strict=True):
+            memo.setdefault(old, new)
+    return [memo.get(output, output) for output in outputs]
+
+
+def _has_more_axes(new: Any, old: Any) -> bool:
+    return isinstance(old.type, TensorType) and new.type.ndim > old.type.ndim
+
+
+def _can_be_batched(node: Apply, inputs: Sequence[Any]) -> bool:
+    op: Any = node.op
+    fixed = [(inputs[0], node.inputs[0])]
+    fixed += zip(op.outer_nitsot(inputs), op.outer_nitsot(node.inputs), strict=True)
+    simple = not (op.info.as_while or op.info.n_mit_mot or op.info.n_untraced_sit_sot)
+    return simple and not any(_has_more_axes(new, old) for new, old in fixed)
+
+
+def _batch_scan(node: Apply, inputs: Sequence[Any]) -> list[TensorVariable]:
+    """One Scan whose steps work on a batch; the leading axis of ``inputs`` is that of members."""
+    op: Any = node.op
+    size = next(
+        new.shape[0] for new, old in zip(inputs, node.inputs, strict=True) if _has_more_axes(new, old)
+    )
+    inner_graph = op.fgraph.unfreeze()
+    inner_inputs, inner_outputs = inner_graph.inputs, inner_graph.outputs
+    # what a step reads, and the state it writes: [outer input, its inner inputs, inner output]
+    groups: list[list[Any]] = []
+    n_states = op.info.n_mit_sot + op.info.n_sit_sot
+    inner_states = [
+        *op.inner_mitsot_grouped(inner_inputs), *([v] for v in op.inner_sitsot(inner_inputs))
+    ]
+    for new, old, inner in zip(
+        [*op.outer_mitsot(inputs), *op.outer_sitsot(inputs), *op.outer_seqs(inputs),
+         *op.outer_non_seqs(inputs)],
+        [*op.outer_mitsot(node.inputs), *op.outer_sitsot(node.inputs),
+         *op.outer_seqs(node.inputs), *op.outer_non_seqs(node.inputs)],
+        [*inner_states, *([v] for v in op.inner_seqs(inner_inputs)),
+         *([v] for v in op.inner_non_seqs(inner_inputs))],
+        strict=True,
+    ):  # fmt: skip
+        groups.append([new, inner, _has_more_axes(new, old)])
+
+    while True:  # a state is a batch as soon as anything that enters it is
+        arguments: dict[Any, Any] = {}
+        for _, inner, batched in groups:
+            for v in inner:
+                shape = (None, *v.type.shape) if batched else None
+                arguments[v] = v.type() if shape is None else pt.tensor(dtype=v.dtype, shape=shape)
+        written = replicate(inner_outputs, arguments)
+        grown = [
+            i for i in range(n_states)
+            if not groups[i][2] and _has_more_axes(written[i], inner_outputs[i])
+        ]  # fmt: skip
+        if not grown:
+            break
+        for i in grown:
+            groups[i][0] = pt.broadcast_to(groups[i][0], (size, *tuple(groups[i][0].shape)))
+            groups[i][2] = True
+    for i in range(n_states):
+        if groups[i][2] and not _has_more_axes(written[i], inner_outputs[i]):
+            like = arguments[groups[i][1][0]]
+            written[i] = pt.broadcast_to(written[i], like.shape)
+
+    n_seqs = op.info.n_seqs
+    time_first = [
+        pt.moveaxis(new, 0, 1) if batched and not n_states + n_seqs <= i else new
+        for i, (new, _, batched) in enumerate(groups)
+    ]
+    states, sequences = time_first[:n_states], time_first[n_states : n_states + n_seqs]
+    batch_op = Scan(
+        [arguments[v] for v in inner_inputs], written, op.info, mode=op.mode, name=op.name
+    )
+    outer = [
+        inputs[0], *sequences, *states, *op.outer_nitsot(inputs), *time_first[n_states + n_seqs :]
+    ]  # fmt: skip
+    outputs: Any = batch_op(*outer, return_list=True)
+    return [
+        pt.moveaxis(new, 1, 0) if _has_more_axes(new, old) else new
+        for new, old in zip(outputs, node.outputs, strict=True)
+    ]
 
 
 @dataclass(frozen=True, eq=False)
