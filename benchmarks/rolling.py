@@ -42,9 +42,14 @@ def lorenz_scalars(y, dt: float = 0.02, diffusion: float = 0.1) -> pm.Model:
         x, y_, z = (pm.Normal(f"{name}_0", 0, 1) for name in "xyz")
         path = [x]
         for t in range(1, len(y)):
-            means = x + dt * 10 * (y_ - x), y_ + dt * (x * (28 - z) - y_), z + dt * (x * y_ - 8 / 3 * z)
+            means = (
+                x + dt * 10 * (y_ - x),
+                y_ + dt * (x * (28 - z) - y_),
+                z + dt * (x * y_ - 8 / 3 * z),
+            )
             x, y_, z = (
-                pm.Normal(f"{name}_{t}", mean, scale) for name, mean in zip("xyz", means, strict=True)
+                pm.Normal(f"{name}_{t}", mean, scale)
+                for name, mean in zip("xyz", means, strict=True)
             )
             path.append(x)
         pm.Normal("y", pt.stack(path), 1.0, observed=y)
@@ -108,7 +113,9 @@ def measure(model: pm.Model, steps: int, draws: int, *, roll: bool = True) -> di
     def step(state, _):
         parameters, key = state
         key, drawn = jax.random.split(key)
-        loss, gradient = jax.value_and_grad(objective.loss)(parameters, objective.draw(drawn, draws))
+        loss, gradient = jax.value_and_grad(objective.loss)(
+            parameters, objective.draw(drawn, draws)
+        )
         update = jax.tree.map(lambda p, g: p - 1e-6 * g, parameters, gradient)
         return (update, key), loss
 
@@ -135,7 +142,9 @@ def main() -> None:
     for group, spellings in GROUPS.items():
         rows = {name: (build, True) for name, build in spellings.items()}
         if args.unrolled:
-            *_, (name, build) = [item for item in spellings.items() if item[0] in ("loop", "by node")]
+            *_, (name, build) = [
+                item for item in spellings.items() if item[0] in ("loop", "by node")
+            ]
             rows[f"{name}, not rolled"] = build, False
         runs: dict[str, list[dict]] = {name: [] for name in rows}
         for i in range(args.repeats):
@@ -153,8 +162,13 @@ def main() -> None:
                 | {"compile_ratio": ratios[0], "step_ratio": ratios[1]}
             )
             table.add_row(
-                group, name, f"{best['rewrite']:.2f}", f"{best['xla']:.2f}", f"{ratios[0]:.2f}",
-                f"{1e6 * best['step']:.0f}", f"{ratios[1]:.2f}",
+                group,
+                name,
+                f"{best['rewrite']:.2f}",
+                f"{best['xla']:.2f}",
+                f"{ratios[0]:.2f}",
+                f"{1e6 * best['step']:.0f}",
+                f"{ratios[1]:.2f}",
             )
     console = Console()
     if not console.is_terminal:

@@ -362,9 +362,7 @@ class Program:
         rest = frozen.logp(vars=[frozen[name] for name in joint], sum=False) if joint else []
         return graphs, joint, [term.sum() for term in rest]
 
-    def log_density_batches(
-        self, value: TensorVariable
-    ) -> list[tuple[list[str], TensorVariable]]:
+    def log_density_batches(self, value: TensorVariable) -> list[tuple[list[str], TensorVariable]]:
         """Log-density terms of the model in value space, isomorphic ones together.
 
         Parameters

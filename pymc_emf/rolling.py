@@ -187,7 +187,7 @@ class Reader:
                     return "constant", len(graph.leaves) - 1, value.dtype.kind, value.shape
             if variable.owner is None:
                 # what a distribution would draw plays no part in its density
-                drawing = isinstance(variable.type, RandomType) and node is not None
+                drawing = isinstance(variable.type, RandomType)
                 ignored = drawing and _is_distribution(node)
                 return "other", None if ignored else variable, variable
             return "node", index[variable.owner], variable.owner.outputs.index(variable)
@@ -205,9 +205,7 @@ class Reader:
 
     def _is_leaf(self, variable: Variable) -> bool:
         variable = self._data.get(variable, variable)
-        return (
-            variable.owner is None or variable in self._positions or variable in self._constants
-        )
+        return variable.owner is None or variable in self._positions or variable in self._constants
 
     def stop(self, variable: Variable) -> Variable:
         """What a variable is replaced by."""
@@ -264,8 +262,7 @@ def _rearranged(node: Apply) -> range | None:
     """Which inputs an Op rearranges, None if it does anything else."""
     match node.op:
         case (
-            Subtensor() | AdvancedSubtensor() | DimShuffle() | Reshape()
-            | SpecifyShape() | Alloc()
+            Subtensor() | AdvancedSubtensor() | DimShuffle() | Reshape() | SpecifyShape() | Alloc()
         ):
             return range(1)
         case MakeVector():
@@ -281,9 +278,7 @@ def _post_order(outputs: Sequence[Apply], is_leaf: Callable[[Variable], bool]) -
     stack = list(reversed(outputs))
     while stack:
         node = stack[-1]
-        waiting = [
-            v.owner for v in reversed(node.inputs) if not is_leaf(v) and v.owner not in done
-        ]
+        waiting = [v.owner for v in reversed(node.inputs) if not is_leaf(v) and v.owner not in done]
         if waiting and node not in done:
             stack.extend(waiting)
         else:
@@ -300,7 +295,9 @@ def _may_differ(variable: Variable, node: Apply | None, i: int) -> bool:
     return isinstance(node.op, Elemwise) or (isinstance(node.op, RandomVariable) and i >= 2)
 
 
-def _is_distribution(node: Apply) -> bool:
+def _is_distribution(node: Apply | None) -> bool:
+    if node is None:
+        return False
     return isinstance(node.op, RandomVariable) or hasattr(node.op, "extended_signature")
 
 
@@ -477,7 +474,7 @@ def replicate(
         if all(new is old for new, old in zip(inputs, node.inputs, strict=True)):
             continue
         if not any(_has_more_axes(new, old) for new, old in zip(inputs, node.inputs, strict=True)):
-            rebuilt = node.clone_with_new_inputs(inputs, strict=False).outputs
+            rebuilt: Any = node.clone_with_new_inputs(inputs, strict=False).outputs
         elif isinstance(node.op, Scan) and _can_be_batched(node, inputs):
             rebuilt = _batch_scan(node, inputs)
         else:
@@ -504,7 +501,9 @@ def _batch_scan(node: Apply, inputs: Sequence[Any]) -> list[TensorVariable]:
     """One Scan whose steps work on a batch; the leading axis of ``inputs`` is that of members."""
     op: Any = node.op
     size = next(
-        new.shape[0] for new, old in zip(inputs, node.inputs, strict=True) if _has_more_axes(new, old)
+        new.shape[0]
+        for new, old in zip(inputs, node.inputs, strict=True)
+        if _has_more_axes(new, old)
     )
     inner_graph = op.fgraph.unfreeze()
     inner_inputs, inner_outputs = inner_graph.inputs, inner_graph.outputs
@@ -512,7 +511,8 @@ def _batch_scan(node: Apply, inputs: Sequence[Any]) -> list[TensorVariable]:
     groups: list[list[Any]] = []
     n_states = op.info.n_mit_sot + op.info.n_sit_sot
     inner_states = [
-        *op.inner_mitsot_grouped(inner_inputs), *([v] for v in op.inner_sitsot(inner_inputs))
+        *op.inner_mitsot_grouped(inner_inputs),
+        *([v] for v in op.inner_sitsot(inner_inputs)),
     ]
     for new, old, inner in zip(
         [*op.outer_mitsot(inputs), *op.outer_sitsot(inputs), *op.outer_seqs(inputs),
@@ -531,7 +531,7 @@ def _batch_scan(node: Apply, inputs: Sequence[Any]) -> list[TensorVariable]:
             for v in inner:
                 shape = (None, *v.type.shape) if batched else None
                 arguments[v] = v.type() if shape is None else pt.tensor(dtype=v.dtype, shape=shape)
-        written = replicate(inner_outputs, arguments)
+        written: list[Any] = list(replicate(inner_outputs, arguments))
         grown = [
             i for i in range(n_states)
             if not groups[i][2] and _has_more_axes(written[i], inner_outputs[i])
@@ -648,7 +648,9 @@ def _scan(loop: Loop, bodies: Sequence[Body], known: Values) -> Iterator[Result]
             if not last.any():
                 table, batched = _alike(table, 1)
                 find = argument(given, table)
-                readers[-1].append(lambda sequence, constant, local, find=find: find(sequence, constant))
+                readers[-1].append(
+                    lambda sequence, constant, local, find=find: find(sequence, constant)
+                )
                 continue
             recurrent[-1].add(i)
             if not last.all():
@@ -797,7 +799,9 @@ def _initial(loop, bodies, owned, n_back, inside, known) -> list[TensorVariable]
 
 
 def schedule(
-    reads: Sequence[np.ndarray], owned: Sequence[np.ndarray], members: Sequence[np.ndarray],
+    reads: Sequence[np.ndarray],
+    owned: Sequence[np.ndarray],
+    members: Sequence[np.ndarray],
     size: int,
 ) -> list[Batch | Loop]:
     """Order in which all members can be evaluated, in as few parts as possible.
@@ -818,9 +822,7 @@ def schedule(
         for row, positions in enumerate(owned[p]):
             pattern_of[positions] = p
             member_of[positions] = members[p][row]
-    edges = [
-        (p, int(q)) for p in range(n) for q in np.unique(pattern_of[reads[p]]) if q >= 0
-    ]
+    edges = [(p, int(q)) for p in range(n) for q in np.unique(pattern_of[reads[p]]) if q >= 0]
     links = coo_array(
         (np.ones(len(edges)), tuple(np.array(edges, dtype=np.intp).reshape(-1, 2).T)), shape=(n, n)
     )
@@ -847,7 +849,9 @@ Wave = list[tuple[int, np.ndarray]]
 def _waves(patterns, reads, members, member_of) -> list[Wave]:
     """Gather the members by the length of the longest path that leads to them."""
     level: dict[int, int] = {}
-    places = sorted((int(members[p][row]), p, row) for p in patterns for row in range(len(members[p])))
+    places = sorted(
+        (int(members[p][row]), p, row) for p in patterns for row in range(len(members[p]))
+    )
     waves: list[dict[int, list[int]]] = []
     for place, p, row in places:
         parents = np.unique(member_of[reads[p][row]])

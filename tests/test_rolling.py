@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pymc as pm
+import pytensor
 import pytensor.tensor as pt
 import pytest
 
@@ -13,7 +14,6 @@ from pytensor.scan.op import Scan
 
 import pymc_emf as emf
 
-from pymc_emf.engine.graph import upcast_constants
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.layers.structured import GATE_SCALE
 from pymc_emf.program import Program
@@ -77,7 +77,7 @@ def plates():
     with pm.Model() as model:
         mu = pm.Normal("mu", 0, 2)
         slopes = pm.Normal("slopes", 0, 1, shape=(4, 2))
-        for i in range(4):
+        for i in range(3):
             scale = pm.HalfNormal(f"scale_{i}", 1.0 + i)
             theta = pm.Normal(f"theta_{i}", mu + slopes[i, 1], scale, shape=2)
             pm.Normal(f"data_{i}", theta, [1.0, 0.5 + i], observed=rng.normal(size=2))
@@ -85,7 +85,7 @@ def plates():
     return model
 
 
-def two_lags(steps=9):
+def two_lags(steps=7):
     with pm.Model() as model:
         a = pm.Uniform("a", -1, 1)
         b = pm.Normal("b", 0, 0.3)
@@ -96,7 +96,7 @@ def two_lags(steps=9):
     return model
 
 
-def positive_chain(steps=7):
+def positive_chain(steps=5):
     """Another scale, by a latent vector and by a constant, at each step."""
     with pm.Model() as model:
         level = pm.Normal("level", 0, 1, shape=steps)
@@ -115,13 +115,13 @@ def panel(steps=6, chains=3):
         for i in range(chains):
             x = pm.Normal(f"x_{i}_0", 0, 1)
             for t in range(1, steps):
-                x = pm.Gumbel(f"x_{i}_{t}", 0.9 * x, sd)
+                x = pm.Normal(f"x_{i}_{t}", 0.9 * x, sd)
             ends.append(x)
         pm.Normal("data", pt.stack(ends), 1.0, observed=np.ones(chains))
     return model
 
 
-def bounds_from_the_step_before(steps=6):
+def bounds_from_the_step_before(steps=5):
     """The transform needs the parent, so that the constrained values are a scan too."""
     with pm.Model() as model:
         x = pm.Uniform("x_0", 0, 1)
@@ -152,7 +152,10 @@ def mixed():
         x = [pm.Normal("x_0", mu, 1)]
         for parent in (0, 0, 1, 2, 2, 4):
             x.append(pm.Normal(f"x_{len(x)}", x[parent], 1.0 + parent))
-        walks = [pm.GaussianRandomWalk(f"w_{i}", 0, 0.1 + i, init_dist=pm.Normal.dist(0, 1), steps=3) for i in range(3)]
+        walks = [
+            pm.GaussianRandomWalk(f"w_{i}", 0, 0.1 + i, init_dist=pm.Normal.dist(0, 1), steps=3)
+            for i in range(3)
+        ]
         missing = np.ma.masked_array([1.0, 0.0], mask=[0, 1])
         pm.Normal("y", x[-1] + walks[0][1] * walks[2][0], 1.0, observed=missing)
         pm.Potential("pull", -0.5 * (x[3] - model["u_0"]) ** 2)
@@ -173,7 +176,8 @@ MODELS = {
     alternating: (1, 0, 1),
     mixed: (0, 5, 4),
 }
-GATES = {two_lags: "variable", panel: None, plates: "variable"}
+#: The gate of each, where it is not "element"; gated quantiles take long to compile.
+GATES = {two_lags: "variable", panel: "variable", plates: None, positive_chain: None}
 
 
 def one_by_one(layer, flat, direction):
@@ -220,6 +224,12 @@ def outputs_one_by_one(layer, noise, value):
     ]
 
 
+def compiled(function, numbers):
+    """Run a JAX function once, compiled in the least time."""
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(function).lower(*numbers).compile(compiler_options=options)(*numbers)
+
+
 @pytest.mark.parametrize("build", MODELS, ids=lambda build: build.__name__)
 def test_same_numbers(build):
     """Values, log|det|, constrained variables, log densities, and all their gradients."""
@@ -237,19 +247,108 @@ def test_same_numbers(build):
         0.5 * rng.normal(size=layer.size),
         0.3 + 0.1 * rng.uniform(size=layer.size),
     ]
-    found, gradients = [], []
+    found = []
     for write in (outputs_rolled, outputs_one_by_one):
         function = jaxify(inputs, write(layer, noise, value))
-        outputs = jax.jit(function)(*numbers)
-        weights = [np.cos(1.0 + i + np.arange(o.size)).reshape(o.shape) for i, o in enumerate(outputs)]
-        # terms that are minus infinity have no gradient
-        weights = [np.where(np.isfinite(o), w, 0.0) for o, w in zip(outputs, weights, strict=True)]
 
-        def total(*numbers, function=function, weights=weights):
-            return sum((w * o).sum() for w, o in zip(weights, function(*numbers), strict=True) if w.any())
+        def weighted(*numbers, function=function):
+            outputs = function(*numbers)
+            weights = [
+                np.cos(1 + i + np.arange(o.size).reshape(o.shape)) for i, o in enumerate(outputs)
+            ]
+            return sum((w * o).sum() for w, o in zip(weights, outputs, strict=True)), outputs
 
-        found.append(outputs)
-        gradients.append(jax.jit(jax.grad(total, argnums=tuple(range(len(inputs)))))(*numbers))
-    for rolled, unrolled in ((found[0], found[1]), (gradients[0], gradients[1])):
-        for actual, expected in zip(rolled, unrolled, strict=True):
-            np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
+        derive = jax.value_and_grad(weighted, argnums=tuple(range(len(inputs))), has_aux=True)
+        (_, outputs), gradients = compiled(derive, numbers)
+        found.append([*outputs, *gradients])
+    for actual, expected in zip(*found, strict=True):
+        assert np.isfinite(expected).all()
+        np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+def size_of_graph(build, steps):
+    layer = emf.StructuredLayer(build(steps), "element")
+    noise = pt.vector("noise", shape=(layer.size,))
+    value, log_det = layer.forward(noise)
+    terms = [term for _, term in layer.program.log_density_batches(value)]
+    nodes = {v.owner for v in ancestors([log_det, *terms]) if v.owner is not None}
+    return len(nodes), sum(isinstance(node.op, Scan) for node in nodes)
+
+
+@pytest.mark.parametrize(
+    "build", [lorenz_vectors, lorenz_scalars, lorenz_observed_in_the_loop, two_lags]
+)
+def test_graph_does_not_grow_with_the_chain(build):
+    short, long = size_of_graph(build, 10), size_of_graph(build, 40)
+    assert short == long
+    assert short[1] == 1
+
+
+def test_unrewritten():
+    """The graph as it was written says what JAX says."""
+    layer = emf.StructuredLayer(lorenz_scalars(), "element", gate_init=0.6)
+    noise = pt.vector("noise", shape=(layer.size,))
+    numbers = np.random.default_rng(1).normal(size=layer.size)
+    expected = emf.compile(layer).forward(numbers)
+    found = pytensor.function([noise], list(layer.forward(noise)), mode=UNREWRITTEN)(numbers)
+    for actual, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-9)
+
+
+def test_switch():
+    """Without rolling every site is evaluated alone."""
+    layer = emf.StructuredLayer(Program(tree(), _roll=False))
+    assert all(len(part.rows) == 1 for part in layer.plan)
+    noise = np.random.default_rng(1).normal(size=layer.size)
+    for actual, wanted in zip(
+        emf.compile(layer).forward(noise),
+        emf.compile(emf.StructuredLayer(tree())).forward(noise),
+        strict=True,
+    ):
+        np.testing.assert_allclose(actual, wanted)
+
+
+def test_small_models_are_left_alone():
+    with pm.Model() as model:
+        a, b = pm.Normal("a", 0, 1), pm.Normal("b", 1, 2)
+        pm.Normal("c", a + b, 1)
+    layer = emf.StructuredLayer(model)
+    assert [len(pattern.sites) for pattern in layer.program.patterns] == [1, 1, 1]
+    assert "of a" not in str(emf.describe(model))
+
+
+def test_bounds_that_are_coordinates_for_some_only():
+    """A family that looks at its constants embeds each member as it would alone."""
+    with pm.Model() as model:
+        for lower in (0.0, 1.0, 2.0, 3.0):
+            pm.Uniform(
+                f"x_{lower:.0f}",
+                lower,
+                5.0,
+                default_transform=None,
+                transform=tr.Interval(1.0, 5.0),
+                initval=4.0,
+            )
+    layer = emf.StructuredLayer(model)
+    assert {site.name for site in layer.program.sites} - layer.bypassed == {"x_1"}
+
+
+def test_describe():
+    table = str(emf.describe(lorenz_scalars()))
+    assert table.count("embedded, one of a batch of 3") == 3
+    assert table.count("embedded, step 2 of a scan over 5") == 3
+    assert "embedded, step 5 of a scan over 5, one of a batch of 3" in str(emf.describe(panel()))
+
+
+def test_values():
+    flat, more = pt.dvector("flat"), pt.dvector("more")
+    values = Values(8)
+    values.add(pt.specify_shape(flat, (6,)), np.arange(6))
+    values.add(pt.specify_shape(more, (2,)), np.array([7, 6]))
+    numbers = {flat: np.arange(6.0), more: np.array([7.0, 6.0])}
+    for positions in ([[0, 1], [2, 3]], [1, 3, 5], [5, 3, 1], [2, 2, 2], 4, [7], [6, 0, 7, 7]):
+        positions = np.asarray(positions)
+        taken = values.take(positions).eval(numbers, on_unused_input="ignore")
+        np.testing.assert_array_equal(taken, positions)
+    with pytest.raises(KeyError, match="before it is known"):
+        Values(2).take(np.array([0]))
