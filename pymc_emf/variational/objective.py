@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import jax
+import jax.numpy as jnp
 import pytensor
 import pytensor.tensor as pt
 
@@ -107,7 +108,7 @@ class Objective:
         """Log-density terms, in order of ``term_names``, at structured noise (JAX)."""
         *batches, _ = self._target(*gates, noise, *minibatches)
         terms = {
-            name: batch[i] if batch.ndim else batch
+            name: batch[i] if jnp.ndim(batch) else batch
             for names, batch in zip(self._batch_names, batches, strict=True)
             for i, name in enumerate(names)
         }
@@ -117,7 +118,7 @@ class Objective:
         """Log joint density and log|det F| at structured noise (JAX)."""
         *batches, log_det = self._target(*gates, noise, *minibatches)
         totals = [
-            batch.sum() if batch.ndim else len(names) * batch
+            batch.sum() if jnp.ndim(batch) else len(names) * batch
             for names, batch in zip(self._batch_names, batches, strict=True)
         ]
         return sum(totals), log_det
