@@ -1,7 +1,8 @@
 """The walk: a PyMC model as an ordered list of sites."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Lock
 from typing import Any, cast
 
@@ -9,7 +10,8 @@ import numpy as np
 import pymc as pm
 
 from pymc.exceptions import NotConstantValueError
-from pymc.logprob.transforms import Transform
+from pymc.logprob.basic import transformed_conditional_logp
+from pymc.logprob.transforms import LogOddsTransform, LogTransform, Transform
 from pymc.model.transform.optimization import freeze_dims_and_data
 from pymc.pytensorf import constant_fold
 from pymc.vartypes import discrete_types
@@ -20,6 +22,19 @@ from pytensor.tensor.type import TensorType
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.exceptions import DiscreteVariableError
+from pymc_emf.rolling import (
+    Batch,
+    Body,
+    Input,
+    Loop,
+    Pattern,
+    Reader,
+    Values,
+    evaluate,
+    find_patterns,
+    replicate,
+    schedule,
+)
 
 __all__ = ["Program", "Site"]
 
@@ -58,6 +73,11 @@ class Site:
     def size(self) -> int:
         return self.noise.stop - self.noise.start
 
+    @property
+    def places(self) -> np.ndarray:
+        """Places of its elements in the flat noise and value vectors, in the value's shape."""
+        return np.arange(self.noise.start, self.noise.stop).reshape(self.shape)
+
     def take(self, flat: TensorVariable) -> TensorVariable:
         """Take the site's elements from a flat vector, in the shape of the value."""
         return flat[self.noise].reshape(self.shape)
@@ -67,6 +87,47 @@ class Site:
         if self.transform is None:
             return value
         return self.transform.backward(value, *rv.owner.inputs)
+
+
+@dataclass(eq=False)
+class SitePattern:
+    """Sites whose conditional distributions are isomorphic, and the graph of one of them.
+
+    Attributes
+    ----------
+    sites : list of Site
+        Its members, in the order of the flat vectors.
+    rv : TensorVariable
+        The variable of one member, in terms of the placeholders of its parents.
+    transform : Transform or None
+    pattern : Pattern
+    """
+
+    sites: list[Site]
+    rv: TensorVariable
+    transform: Transform | None
+    pattern: Pattern
+
+    @property
+    def site(self) -> Site:
+        """The first member."""
+        return self.sites[0]
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """Places of each member's elements in the flat vectors, (members, *shape)."""
+        return np.stack([site.places for site in self.sites])
+
+    def leaves(self, known: Values) -> list[Input]:
+        """Inputs of a body over the members: their parents' elements, and their constants."""
+        return _inputs(self.pattern, known)
+
+
+def _inputs(pattern: Pattern, known: Values) -> list[Input]:
+    return [
+        Input(slot.placeholder, slot.table, None if slot.constant else known)
+        for slot in pattern.slots
+    ]
 
 
 class Program:
@@ -100,9 +161,11 @@ class Program:
         variable holds NaN.
     """
 
-    def __init__(self, model: pm.Model):
+    def __init__(self, model: pm.Model, *, _roll: bool = True):
         _check(model)
         self.model = model
+        self._roll = _roll  # False for tests, which compare
+        self._alone: set[str] = set()
         self.frozen = _freeze(model)
         self.sites = tuple(self._walk())
         self.size = sum(site.size for site in self.sites)
@@ -156,6 +219,185 @@ class Program:
         replacements: dict[Any, Any] = {**observed, **constrained}
         return cast(list, graph_replace(variables, replacements, strict=False))
 
+    # --- isomorphic variables ---------------------------------------------------------------
+
+    @cached_property
+    def places(self) -> dict[str, np.ndarray]:
+        """Where each variable stands among all constrained elements, in its shape."""
+        places, start = {}, 0
+        for site in self.sites_in_model_order:
+            stop = start + int(np.prod(site.rv_shape))
+            places[site.name] = np.arange(start, stop).reshape(site.rv_shape)
+            start = stop
+        return places
+
+    @property
+    def n_elements(self) -> int:
+        """Number of constrained elements, which a transform may make differ from ``size``."""
+        return sum(places.size for places in self.places.values())
+
+    @cached_property
+    def _patterns(self) -> tuple[list[SitePattern], list[tuple[list[str], Pattern]]]:
+        """Patterns of the free variables, and those of the observed ones and potentials."""
+        frozen, sites = self.frozen, self.sites_in_model_order
+        observed = {rv: frozen.rvs_to_values[rv] for rv in frozen.observed_RVs}
+        stand_ins: dict[Any, Any] = {}
+        items: list[tuple[Any, list[Any]]] = []
+        for site in sites:
+            tag, *structure = _transform_key(site, stand_ins)
+            alone = site.name if site.name in self._alone else None
+            items.append((("free", site.shape, site.rv_shape, tag, alone), [site.rv, *structure]))
+        for rv, value in observed.items():
+            items.append((("observed",), [rv, value]))
+        items += [(("potential",), [potential]) for potential in frozen.potentials]
+        reader = Reader(
+            [root for _, roots in items for root in roots],
+            {site.rv: self.places[site.name] for site in sites},
+            observed,
+        )
+        graphs = [reader.read(roots, tag) for tag, roots in items]
+        n = len(sites)
+        free = []
+        for pattern in find_patterns(graphs[:n], roll=self._roll):
+            members = [sites[i] for i in pattern.members]
+            rv = cast(TensorVariable, pattern.roots[0])
+            free.append(SitePattern(members, rv, members[0].transform, pattern))
+        names = [str(v.name) for v in (*frozen.observed_RVs, *frozen.potentials)]
+        others = [
+            ([names[i] for i in pattern.members], pattern)
+            for pattern in find_patterns(graphs[n:], roll=self._roll)
+        ]
+        return free, others
+
+    @property
+    def patterns(self) -> list[SitePattern]:
+        """The sites, isomorphic ones together."""
+        return self._patterns[0]
+
+    def separate(self, names: Sequence[str]) -> None:
+        """Take sites out of their patterns."""
+        if self._alone.issuperset(names):
+            return
+        self._alone.update(names)
+        for computed in ("_patterns", "_log_density_graphs"):
+            self.__dict__.pop(computed, None)
+
+    def plan(self, reads: Sequence[Sequence[int]] | None = None) -> list[Batch | Loop]:
+        """Order in which the patterns' members can be evaluated.
+
+        Parameters
+        ----------
+        reads : sequence of sequence of int, optional
+            Which leaves of each pattern count; by default all.
+        """
+        rank = {site.name: i for i, site in enumerate(self.sites)}
+        tables, owned, members = [], [], []
+        for i, p in enumerate(self.patterns):
+            n = len(p.sites)
+            slots = p.pattern.slots if reads is None else [p.pattern.slots[j] for j in reads[i]]
+            views = [slot.table.reshape(n, -1) for slot in slots if not slot.constant]
+            tables.append(np.concatenate([np.zeros((n, 0), dtype=np.intp), *views], axis=1))
+            owned.append(self.owned(p).reshape(n, -1))
+            members.append(np.array([rank[site.name] for site in p.sites]))
+        return schedule(tables, owned, members, self.n_elements)
+
+    def owned(self, pattern: SitePattern) -> np.ndarray:
+        """Places of each member among all constrained elements, (members, *shape)."""
+        return np.stack([self.places[site.name] for site in pattern.sites])
+
+    def constrained(self, value: TensorVariable) -> Values:
+        """All constrained elements, given a flat value."""
+        known = Values(self.n_elements)
+        bodies = []
+        for p in self.patterns:
+            own = cast(TensorVariable, p.site.value.type())
+            inputs = [Input(own, p.places, Values.of(value, self.size)), *p.leaves(known)]
+            x = p.site.constrain(p.rv, own).astype(value.dtype)
+            bodies.append(Body(inputs, [x], self.owned(p)))
+        reads = [sorted(i - 1 for i in body.reads[0] if i) for body in bodies]
+        for _ in evaluate(self.plan(reads), bodies, known):
+            pass
+        return known
+
+    # --- the log density --------------------------------------------------------------------
+
+    @cached_property
+    def _log_density_graphs(self):
+        """The log density of one member of every pattern, and that of what fits in none.
+
+        Returns names, pattern, value placeholder, the value itself if it is observed, and the
+        term, for each pattern; then names and terms of the rest.
+        """
+        frozen = self.frozen
+        free, others = self._patterns
+        # PyMC evaluates several outputs of one node together
+        owners = [rv.owner for rv in frozen.basic_RVs]
+        joint = [str(rv.name) for rv in frozen.basic_RVs if owners.count(rv.owner) > 1]
+        terms: list[tuple[list[str], Pattern, Any, Any, Any]] = []
+        rvs_to_values: dict[Any, Any] = {}
+        rvs_to_transforms: dict[Any, Any] = {}
+        for p in free:
+            rvs_to_values[p.rv] = p.site.value.type()
+            rvs_to_transforms[p.rv] = p.transform
+            names = [site.name for site in p.sites]
+            terms.append((names, p.pattern, p.rv, None, p.places))
+        for names, pattern in others:
+            rv, *value = pattern.roots
+            if value:
+                rvs_to_values[rv] = value[0].type()
+                rvs_to_transforms[rv] = None
+            terms.append((names, pattern, rv, value[0] if value else None, None))
+        terms = [term for term in terms if term[0][0] not in joint]
+        rvs = [rv for _, _, rv, _, _ in terms if rv in rvs_to_values]
+        densities = transformed_conditional_logp(
+            rvs,
+            rvs_to_values={rv: rvs_to_values[rv] for rv in rvs},
+            rvs_to_transforms={rv: rvs_to_transforms[rv] for rv in rvs},
+        )
+        density_of = dict(zip(rvs, densities, strict=True))
+        graphs = [
+            (names, pattern, rvs_to_values.get(rv), value, places, density_of.get(rv, rv).sum())
+            for names, pattern, rv, value, places in terms
+        ]
+        rest = frozen.logp(vars=[frozen[name] for name in joint], sum=False) if joint else []
+        return graphs, joint, [term.sum() for term in rest]
+
+    def log_density_batches(self, value: TensorVariable) -> list[tuple[list[str], TensorVariable]]:
+        """Log-density terms of the model in value space, isomorphic ones together.
+
+        Parameters
+        ----------
+        value : TensorVariable
+            The flat value vector.
+
+        Returns
+        -------
+        list of (list of str, TensorVariable)
+            Names of variables and potentials, and their terms in nats: a vector, or one scalar
+            that is the term of each.
+        """
+        known, flat = self.constrained(value), Values.of(value, self.size)
+        batches = []
+        graphs, joint, rest = self._log_density_graphs
+        for names, pattern, own, data, places, term in graphs:
+            inputs = _inputs(pattern, known)
+            if places is not None:
+                inputs.insert(0, Input(own, places, flat))
+            elif own is not None:
+                (term,) = replicate([term], {own: data})
+            (batch,) = Body(inputs, [term]).batch(np.arange(len(names)))
+            batches.append((names, batch))
+        if rest:
+            replacements: dict[Any, Any] = {site.value: site.take(value) for site in self.sites}
+            terms = cast(list, graph_replace(rest, replacements, strict=False))
+            batches += [([name], term) for name, term in zip(joint, terms, strict=True)]
+        return batches
+
+    @property
+    def term_names(self) -> list[str]:
+        """Names of the log-density terms: variables, then potentials."""
+        return [str(v.name) for v in (*self.frozen.basic_RVs, *self.frozen.potentials)]
+
     def log_density_terms(self, value: TensorVariable) -> dict[str, TensorVariable]:
         """Scalar log-density terms of the model in value space, one per variable and potential.
 
@@ -170,13 +412,33 @@ class Program:
             Name of each free variable, observed variable and potential to its term in nats,
             with the log Jacobians of the transforms; their sum is ``model.logp()``.
         """
-        frozen = self.frozen
-        variables = [*frozen.basic_RVs, *frozen.potentials]
-        terms = frozen.logp(vars=variables, sum=False)
-        # PyMC returns the terms of the random variables first, then those of the potentials
-        replacements: dict[Any, Any] = {site.value: site.take(value) for site in self.sites}
-        terms = cast(list, graph_replace([t.sum() for t in terms], replacements, strict=False))
-        return {var.name: term for var, term in zip(variables, terms, strict=True)}
+        terms = {
+            name: batch[i] if batch.ndim else batch
+            for names, batch in self.log_density_batches(value)
+            for i, name in enumerate(names)
+        }
+        return {name: terms[name] for name in self.term_names}
+
+
+def _transform_key(site: Site, stand_ins: dict[Any, Any]) -> list[Any]:
+    """Key that equal transforms share, and the graph that their structure shows in."""
+    transform, inputs = site.transform, site.rv.owner.inputs
+    if transform is None or isinstance(transform, LogTransform | LogOddsTransform):
+        return [type(transform)]
+
+    def stand_in(variable, i):
+        key = variable.type, i
+        return stand_ins.setdefault(key, variable.type())
+
+    value = stand_in(site.value, -1)
+    backward = transform.backward(value, *inputs)
+    # constants that the transform holds itself do not stand among the variable's inputs
+    tensors = [
+        stand_in(v, i) if isinstance(v.type, TensorType) else v for i, v in enumerate(inputs)
+    ]
+    graph = transform.backward(value, *tensors)
+    held = Reader([graph], {}, {}).read([graph])
+    return [(type(transform), held.key, tuple(map(np.ndarray.tobytes, held.leaves))), backward]
 
 
 def _check(model: pm.Model) -> None:

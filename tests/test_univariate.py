@@ -84,10 +84,10 @@ FAMILIES = {
     "Pareto": Family(
         pm.Pareto.dist,
         lambda alpha, m: st.pareto(alpha, scale=m),
-        (hs.floats(0.2, 50.0), positive),
+        (hs.floats(0.02, 1e4), positive),
         None,
     ),
-    "Kumaraswamy": Family(pm.Kumaraswamy.dist, None, (hs.floats(0.1, 20.0),) * 2),
+    "Kumaraswamy": Family(pm.Kumaraswamy.dist, None, (hs.floats(0.05, 1e4),) * 2),
     "Cauchy": Family(pm.Cauchy.dist, st.cauchy, (real, positive)),
     "HalfCauchy": Family(
         pm.HalfCauchy.dist, lambda beta: st.halfcauchy(scale=beta), (positive,), log_above

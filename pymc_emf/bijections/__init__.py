@@ -7,6 +7,7 @@ from pymc_emf.bijections import (  # noqa: F401  (they register their families)
     generic,
     mixture,
     multivariate,
+    ordered,
     simplex,
     student,
     time_series,

@@ -13,6 +13,8 @@ from pytensor.graph.op import Op
 from pytensor.tensor.sharedvar import SharedVariable
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_emf.bijections.root_finding import RootFinder, check_root_finder, root_finder
+
 __all__ = ["Bijection", "Identity", "bijection", "bijection_from_rv", "register_bijection"]
 
 
@@ -125,14 +127,56 @@ def register_bijection(op_type: type[Op]) -> Callable[[Builder], Builder]:
     return _build.register(op_type)
 
 
+#: Transforms that make one event of what are independent elements without them.
+_BUILD_UNDER: dict[type[Transform], Callable[[TensorVariable, Any], Bijection | None]] = {}
+
+
+def register_under_transform(transform_type: type[Transform]):
+    """Register the bijection of every family under a transform, as ``build(rv, transform)``."""
+
+    def register(build):
+        _BUILD_UNDER[transform_type] = build
+        return build
+
+    return register
+
+
 def bijection_from_rv(rv: TensorVariable, transform: Transform | None) -> Bijection | None:
     """Bijection from noise to the value of ``rv`` under ``transform``, None if unknown."""
     if rv.owner is None:
         return None
+    for transform_type, build in _BUILD_UNDER.items():
+        if isinstance(transform, transform_type) and (site := build(rv, transform)) is not None:
+            return site
     return _build(rv.owner.op, rv, transform)
 
 
-def bijection(dist: TensorVariable, *, transform: Any = "default") -> Bijection:
+class _WithRootFinder(Bijection):
+    """A bijection whose graphs are built with a root finder of choice."""
+
+    def __init__(self, site: Bijection, method: RootFinder):
+        self.site = site
+        self.method = method
+        self.gateable = site.gateable
+
+    def forward(self, noise):
+        with root_finder(self.method):
+            return self.site.forward(noise)
+
+    def inverse(self, value):
+        with root_finder(self.method):
+            return self.site.inverse(value)
+
+    def gated(self, gate):
+        return _WithRootFinder(self.site.gated(gate), self.method)
+
+
+def bijection(
+    dist: TensorVariable,
+    *,
+    transform: Any = "default",
+    root_finder: RootFinder = "chandrupatla",
+) -> Bijection:
     r"""Site map of one distribution: standard normal noise to value space.
 
     For a univariate distribution with distribution function :math:`C` and transform :math:`T`
@@ -145,6 +189,8 @@ def bijection(dist: TensorVariable, *, transform: Any = "default") -> Bijection:
     transform : Transform, None or "default"
         The transform that defines value space; by default the one PyMC gives the
         distribution inside a model. None leaves the value constrained.
+    root_finder : {"chandrupatla", "secant"}
+        How quantiles without a closed form are found, see :doc:`/how_it_works`.
 
     Returns
     -------
@@ -164,6 +210,7 @@ def bijection(dist: TensorVariable, *, transform: Any = "default") -> Bijection:
     >>> float(value[0].round(4))
     0.2994
     """
+    check_root_finder(root_finder)
     op = dist.owner.op
     if isinstance(transform, str):
         if transform != "default":
@@ -178,5 +225,7 @@ def bijection(dist: TensorVariable, *, transform: Any = "default") -> Bijection:
             f"No bijection is registered for {op} with {under}; "
             "register one with pymc_emf.register_bijection."
         )
+    if root_finder != "chandrupatla":
+        site = _WithRootFinder(site, root_finder)
     site.event_ndim = dist.ndim
     return site

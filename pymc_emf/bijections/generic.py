@@ -8,6 +8,7 @@ import pytensor.tensor as pt
 
 from pymc.distributions.dist_math import i0e
 from pymc.distributions.distribution import SymbolicRandomVariable
+from pymc.distributions.mixture import _HurdleRV
 from pymc.distributions.simulator import SimulatorRV
 from pymc.distributions.transforms import CircularTransform
 from pymc.distributions.truncated import TruncatedRV
@@ -46,6 +47,7 @@ for _op_type in (
     pm.Censored.rv_type,
     pm.PolyaGamma.rv_type,
     SimulatorRV,
+    _HurdleRV,
 ):
     register_bijection(_op_type)(nothing_to_embed)
 

@@ -117,14 +117,12 @@ class LogConcave(ByDensity):
         # between mode and median the outer tail is the larger: take the rest, tail and middle
         nodes, weights = (on_nodes(x, d) for x in (COARSE_MIDDLE if rule is COARSE else MIDDLE))
         middle = pt.abs(d) * (weights * pt.exp(-self.drop(d * nodes))).sum(0)
-        inner = pt.exp(self._log_tail(pt.zeros_like(d), -side, rule))
-        inner = inner + middle * pt.exp(self.log_peak)
+        at_mode = pt.zeros_like(self.log_peak)
+        left, right = (pt.exp(self._log_tail(at_mode, side, rule)) for side in (-1.0, 1.0))
+        inner = pt.where(d < 0, right, left) + middle * pt.exp(self.log_peak)
         nearer = inner < 0.5
-        return side * pt.where(
-            nearer,
-            to_noise(pt.log(pt.where(nearer, inner, 0.5))),
-            -to_noise(pt.where(nearer, -1.0, outer)),
-        )
+        tail = to_noise(pt.where(nearer, pt.log(pt.where(nearer, inner, 0.5)), outer))
+        return pt.where(pt.eq(nearer, d < 0), -tail, tail)
 
     def _log_tail(self, d, side, rule):
         """Log probability from ``d`` outwards, in the direction ``side`` of plus or minus one."""

@@ -27,7 +27,8 @@ UNIT = Support(0.0, 1.0)
 
 def log1mexp(log_p):
     """Log of one minus a probability given by its log."""
-    return pt.log1mexp(log_p)
+    tiny = log_p < -40  # where the derivatives of the formula overflow on the way
+    return pt.where(tiny, -pt.exp(log_p), pt.log1mexp(pt.where(tiny, -1.0, log_p)))
 
 
 def parameters_of(op, rv):
@@ -212,11 +213,17 @@ def kumaraswamy(op, rv, transform):
     a, b = parameters_of(op, rv)
 
     def quantile(noise):
-        log_x = log1mexp(log_ndtr(-noise) / b) / a
-        return log_x - log1mexp(log_x)
+        log_rest = log_ndtr(-noise) / b  # of 1 - x^a
+        log_x = log1mexp(log_rest) / a
+        # next to one, 1 - x is the rest over a; the rest itself may be too small to subtract
+        next_to_one = (log_rest < -20) & (log_rest - pt.log(a) < -20)
+        away = log1mexp(pt.where(next_to_one, -1.0, log_x))
+        return log_x - pt.where(next_to_one, log_rest - pt.log(a), away)
 
     def noise(c):
-        above = b * log1mexp(-a * pt.softplus(-c))
+        next_to_one = (c > 20) & (c - pt.log(a) > 20)
+        away = log1mexp(-a * pt.softplus(-pt.where(next_to_one, 0.0, c)))
+        above = b * pt.where(next_to_one, pt.log(a) - c, away)
         return noise_from_tails(log1mexp(above), above)
 
     return univariate(rv, transform, quantile, noise, UNIT)
@@ -231,7 +238,10 @@ def cauchy(op, rv, transform):
         middle = pt.abs(noise) < 1
         central = pt.tan(pi / 2 * pt.erf(pt.where(middle, noise, 0.0) / SQRT_2))
         end = pt.where(middle, 1.0, noise)
-        outer = pt.sign(end) / pt.tan(pi * pt.exp(log_ndtr(-pt.abs(end))))
+        log_tail = log_ndtr(-pt.abs(end))
+        far = log_tail < -20  # where the tangent is its argument
+        near = 1 / pt.tan(pi * pt.exp(pt.where(far, -1.0, log_tail)))
+        outer = pt.sign(end) * pt.where(far, pt.exp(-log_tail) / pi, near)
         return alpha + beta * pt.where(middle, central, outer)
 
     def noise(x):

@@ -1,16 +1,17 @@
 """The structured layer: a whole model as one bijection of standard normal noise (EMF Eq. 5-8)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from io import StringIO
 from typing import Literal
 
 import numpy as np
 import pymc as pm
+import pytensor
 import pytensor.tensor as pt
 
-from pytensor.tensor.sharedvar import SharedVariable
 from pytensor.tensor.variable import TensorVariable
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +21,7 @@ from pymc_emf.bijections import Bijection, Identity, bijection_from_rv
 from pymc_emf.exceptions import EmbeddingError
 from pymc_emf.layers.parameters import parameter
 from pymc_emf.program import Program, Site
+from pymc_emf.rolling import Batch, Body, Input, Loop, Result, Values, evaluate
 
 __all__ = ["StructuredLayer", "describe"]
 
@@ -90,16 +92,26 @@ class StructuredLayer(Bijection):
         self.gate = gate
         self.embed = embed
         self.bypassed: set[str] = set()
-        self._raw_gates: dict[str, SharedVariable] = {}
-        raw_init = np.log(gate_init / (1 - gate_init)) / GATE_SCALE
-        for site in self.program.sites:
-            embedding = self._embedding(site, site.rv)
+        self.program.separate(self._misfits())
+        self._embeddings = [self._embedding(p.site, p.rv) for p in self.program.patterns]
+        gated: list[Site] = []
+        for pattern, embedding in zip(self.program.patterns, self._embeddings, strict=True):
             if isinstance(embedding, Identity):
-                self.bypassed.add(site.name)
+                self.bypassed.update(site.name for site in pattern.sites)
             elif gate is not None and embedding.gateable:
-                shape = site.shape if gate == "element" else ()
-                raw = parameter(np.full(shape, raw_init), f"gate_{site.name}")
-                self._raw_gates[site.name] = raw
+                gated += pattern.sites
+        # one vector for all, which costs far less than hundreds of parameters
+        self._gate_places: dict[str, np.ndarray] = {}
+        n_gates = 0
+        for site in sorted(gated, key=lambda site: site.noise.start):
+            n = site.size if gate == "element" else 1
+            places = np.arange(n_gates, n_gates + n)
+            self._gate_places[site.name] = np.broadcast_to(
+                places.reshape(site.shape) if gate == "element" else places[0], site.shape
+            )
+            n_gates += n
+        raw_init = np.log(gate_init / (1 - gate_init)) / GATE_SCALE
+        self._raw_gates = parameter(np.full(n_gates, raw_init), "gates") if n_gates else None
 
     @staticmethod
     def check_options(gate: Gate, gate_init: float, embed: bool | Literal["strict"]) -> None:
@@ -128,65 +140,107 @@ class StructuredLayer(Bijection):
             )
         return Identity()
 
-    def _gated(self, site: Site, rv: TensorVariable) -> Bijection:
-        embedding = self._embedding(site, rv)
-        raw = self._raw_gates.get(site.name)
-        if raw is None:
-            return embedding
-        gate = pt.sigmoid(GATE_SCALE * pt.as_tensor(raw))
-        return embedding.gated(pt.broadcast_to(gate, site.shape))
+    def _misfits(self) -> list[str]:
+        """Sites that their pattern would embed in another way than they are embedded alone.
 
-    def _sites(
-        self, constrained: dict[TensorVariable, TensorVariable]
-    ) -> Iterator[tuple[Site, TensorVariable]]:
-        """Sites in topological order, each with its variable given its parents' constrained values.
-
-        The caller adds the constrained value of every site before it asks for the next one.
+        A family may look at its constants, a bound of zero for example, and in a pattern it
+        does not see them.
         """
-        for site in self.program.sites:
-            yield site, self.program.given([site.rv], constrained)[0]
 
-    def _map(self, flat: TensorVariable, direction: Literal["forward", "inverse"]):
-        pieces, log_dets = {}, []
-        constrained: dict[TensorVariable, TensorVariable] = {}
-        for site, rv in self._sites(constrained):
-            piece = site.take(flat)
-            image, log_det = getattr(self._gated(site, rv), direction)(piece)
+        def kind(site, rv):
+            embedding = self._embedding(site, rv)
+            return type(embedding), embedding.gateable
+
+        return [
+            site.name
+            for p in self.program.patterns
+            if p.pattern.constants_differ
+            for site in p.sites
+            if kind(site, site.rv) != kind(site, p.rv)
+        ]
+
+    def _bodies(
+        self, flat: TensorVariable, known: Values, direction: Literal["forward", "inverse"]
+    ) -> list[Body]:
+        """What is computed of each pattern: image, log|det| and, going forward, the variable."""
+        own, gates = Values.of(flat, self.size), None
+        if self._raw_gates is not None:
+            opened = pt.sigmoid(GATE_SCALE * pt.as_tensor(self._raw_gates))
+            gates = Values.of(opened, self._raw_gates.type.shape[0])
+        bodies = []
+        for p, embedding in zip(self.program.patterns, self._embeddings, strict=True):
+            piece = pt.tensor("piece", dtype=flat.dtype, shape=p.site.shape)
+            inputs = [Input(piece, p.places, own), *p.leaves(known)]
+            bijection = embedding
+            if p.site.name in self._gate_places:
+                gate = pt.tensor("gate", dtype=pytensor.config.floatX, shape=p.site.shape)
+                table = np.stack([self._gate_places[site.name] for site in p.sites])
+                inputs.append(Input(gate, table, gates))
+                bijection = embedding.gated(gate)
+            image, log_det = getattr(bijection, direction)(piece)
             image = image.astype(flat.dtype)  # the parameters may be of higher precision
-            value = image if direction == "forward" else piece
-            constrained[site.rv] = site.constrain(rv, value)
-            pieces[site.noise.start] = image.reshape((site.size,))
-            log_dets.append(log_det)
-        image = pt.concatenate([pieces[start] for start in sorted(pieces)])
-        return image, pt.add(*log_dets)
+            outputs = [image, log_det]
+            if direction == "forward":
+                x = p.site.constrain(p.rv, image).astype(flat.dtype)
+                outputs.insert(0, x)
+            bodies.append(Body(inputs, outputs, self.program.owned(p)))
+        return bodies
+
+    def _collect(self, results: Iterable[Result]):
+        """Put the images in the order of the flat vectors, and add up the log|det|."""
+        images, places, log_dets = [], [], []
+        for result in results:
+            pattern = self.program.patterns[result.pattern]
+            image, log_det = result.outputs
+            n = len(result.rows)
+            images.append(image.reshape((n * pattern.site.size,)))
+            places.append(pattern.places[result.rows].ravel())
+            log_dets.append(log_det.sum() if log_det.ndim else n * log_det)
+        order = sorted(range(len(images)), key=lambda i: places[i][0])
+        values = Values(self.size)
+        values.add(
+            pt.concatenate([images[i] for i in order]), np.concatenate([places[i] for i in order])
+        )
+        return values.take(np.arange(self.size)), pt.add(*log_dets)
 
     def forward(self, noise):
-        return self._map(noise, "forward")
+        known = Values(self.program.n_elements)
+        bodies = self._bodies(noise, known, "forward")
+        return self._collect(evaluate(self.plan, bodies, known))
 
     def inverse(self, value):
-        return self._map(value, "inverse")
+        # all variables are known: there is no order to keep
+        bodies = self._bodies(value, self.program.constrained(value), "inverse")
+        rows = [np.arange(len(pattern.sites)) for pattern in self.program.patterns]
+        return self._collect(
+            Result(i, rows[i], body.batch(rows[i])) for i, body in enumerate(bodies)
+        )
+
+    @cached_property
+    def plan(self) -> list[Batch | Loop]:
+        """How the sites are evaluated going forward."""
+        return self.program.plan()
 
     def constrain(self, value: TensorVariable) -> dict[TensorVariable, TensorVariable]:
         """Map a flat value to the constrained variables of the program's model."""
-        constrained: dict[TensorVariable, TensorVariable] = {}
-        for site, rv in self._sites(constrained):
-            constrained[site.rv] = site.constrain(rv, site.take(value))
-        return constrained
+        known = self.program.constrained(value)
+        return {site.rv: known.take(self.program.places[site.name]) for site in self.program.sites}
 
     @property
     def parameters(self):
-        return list(self._raw_gates.values())
+        return [] if self._raw_gates is None else [self._raw_gates]
 
     def gates(self) -> dict[str, np.ndarray]:
         """Gate of every element, in the shape of each variable's value.
 
         One where a variable is embedded without a gate, zero where it is bypassed.
         """
+        if self._raw_gates is not None:
+            opened = expit(GATE_SCALE * np.asarray(self._raw_gates.get_value(), dtype=float))
         gates = {}
         for site in self.program.sites:
-            raw = self._raw_gates.get(site.name)
-            if raw is not None:
-                gate = expit(GATE_SCALE * np.asarray(raw.get_value(), dtype=float))
+            if site.name in self._gate_places:
+                gate = opened[self._gate_places[site.name]]
             else:
                 gate = np.asarray(0.0 if site.name in self.bypassed else 1.0)
             gates[site.name] = np.broadcast_to(gate, site.shape)
@@ -237,6 +291,22 @@ class Description:
         return f"<table>{cells('th', self.columns)}{body}</table>"
 
 
+def _rolled(layer: StructuredLayer) -> dict[str, str]:
+    """What is said of each site that is evaluated together with others."""
+    said = {}
+    for part in layer.plan:
+        groups = [(part.pattern, part.rows[None])] if isinstance(part, Batch) else part.groups
+        for pattern, rows in groups:
+            sites = layer.program.patterns[pattern].sites
+            n_steps, n_members = rows.shape
+            for (step, _), row in np.ndenumerate(rows):
+                words = f", step {step + 1} of a scan over {n_steps}" if n_steps > 1 else ""
+                if n_members > 1:
+                    words += f", one of a batch of {n_members}"
+                said[sites[row].name] = words
+    return said
+
+
 def describe(model: pm.Model) -> Description:
     """Tell how each free variable of a model is embedded.
 
@@ -249,7 +319,8 @@ def describe(model: pm.Model) -> Description:
     Description
         A table with text and HTML representations: each variable in topological order, its
         family, transform, the shape of its value, its slice of the flat noise vector, its
-        direct parents, and whether it is embedded or bypassed.
+        direct parents, and whether it is embedded or bypassed; and whether it has been rolled up
+        with isomorphic variables into a scan or a batch.
 
     Examples
     --------
@@ -266,14 +337,16 @@ def describe(model: pm.Model) -> Description:
     x         Normal      -             (3,)   2:5    slope, scale  embedded
     """
     layer = StructuredLayer(model, gate="element")
+    rolled = _rolled(layer)
     rows = []
     for site in layer.program.sites:
         if site.name in layer.bypassed:
             embedding = "bypassed: no bijection is known"
-        elif site.name in layer._raw_gates:
+        elif site.name in layer._gate_places:
             embedding = "embedded"
         else:
             embedding = "embedded, not gated: bounded without a transform"
+        embedding += rolled.get(site.name, "")
         rows.append(
             (
                 site.name,

@@ -220,12 +220,17 @@ class EMFApproximation(SingleGroupApproximation):
     @cached_property
     def _weigh(self) -> Batched:
         """Log joint density and log density of the approximation, as a function of noise."""
-        terms = self.objective.program.log_density_terms(self.objective.noise("value")).values()
-        if self.compile_kwargs is None or any(depends_on_minibatch(term) for term in terms):
+        batches = self.objective.program.log_density_batches(self.objective.noise("value"))
+        if self.compile_kwargs is None or any(depends_on_minibatch(b) for _, b in batches):
             return self.objective.weigh  # which draws a minibatch for every draw
         noise = self.objective.noise()
         value, log_q = self.objective.symbolic_log_q(noise)
-        log_p = pt.add(*self.objective.program.log_density_terms(value).values())
+        log_p = pt.add(
+            *(
+                batch.sum() if batch.ndim else len(names) * batch
+                for names, batch in self.objective.program.log_density_batches(value)
+            )
+        )
         weigh = batch_pytensor(noise, [log_p, log_q], **self.compile_kwargs)
         return lambda noise, seeds: weigh(noise)
 

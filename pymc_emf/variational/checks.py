@@ -65,7 +65,7 @@ def explain(objective: Objective, key: jax.Array, n_draws: int, step: int) -> st
         def single(noise):
             inner, _ = objective.structured_noise(parameters, noise)
             gates = parameters[len(objective.layer_parameters) :]
-            return objective.terms(gates, inner, minibatches)[0]
+            return objective.terms(gates, inner, minibatches)
 
         return jax.vmap(single)(noise)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import jax
+import jax.numpy as jnp
 import pytensor
 import pytensor.tensor as pt
 
@@ -64,13 +65,14 @@ class Objective:
     def _target(self):
         """JAX function of gates, structured noise and minibatch indices.
 
-        Returns the log-density terms of the model, in order of ``term_names``, and log|det F|.
+        Returns the log-density terms of the model, batch by batch, and log|det F|.
         """
         noise = self.noise()
         value, log_det = self.structured.forward(noise)
-        terms = self.program.log_density_terms(value)
-        self.term_names = list(terms)
-        outputs, self._minibatches = expose_minibatches([*terms.values(), log_det])
+        batches = self.program.log_density_batches(value)
+        self._batch_names = [names for names, _ in batches]
+        terms = [batch for _, batch in batches]
+        outputs, self._minibatches = expose_minibatches([*terms, log_det])
         indices = [index for index, _ in self._minibatches]
         return jaxify(
             [*self.structured.parameters, noise, *indices], outputs, check_bounds=self.check_bounds
@@ -97,15 +99,34 @@ class Objective:
             for k, (index, n_rows) in zip(keys, self._minibatches, strict=False)
         ]
 
+    @property
+    def term_names(self) -> list[str]:
+        """Names of the log-density terms."""
+        return self.program.term_names
+
     def terms(self, gates, noise, minibatches):
-        """Log-density terms and log|det F| at structured noise (JAX)."""
-        *terms, log_det = self._target(*gates, noise, *minibatches)
-        return terms, log_det
+        """Log-density terms, in order of ``term_names``, at structured noise (JAX)."""
+        *batches, _ = self._target(*gates, noise, *minibatches)
+        terms = {
+            name: batch[i] if jnp.ndim(batch) else batch
+            for names, batch in zip(self._batch_names, batches, strict=True)
+            for i, name in enumerate(names)
+        }
+        return [terms[name] for name in self.term_names]
+
+    def log_p(self, gates, noise, minibatches):
+        """Log joint density and log|det F| at structured noise (JAX)."""
+        *batches, log_det = self._target(*gates, noise, *minibatches)
+        totals = [
+            batch.sum() if jnp.ndim(batch) else len(names) * batch
+            for names, batch in zip(self._batch_names, batches, strict=True)
+        ]
+        return sum(totals), log_det
 
     def pulled_back(self, gates, noise, minibatches):
         """Log density of the posterior, unnormalised, in the structured layer's noise (JAX)."""
-        terms, log_det = self.terms(gates, noise, minibatches)
-        return sum(terms) + log_det
+        log_p, log_det = self.log_p(gates, noise, minibatches)
+        return log_p + log_det
 
     def structured_noise(self, parameters, noise):
         """Map noise through the flow layers; returns log|det A| too (JAX)."""
@@ -115,9 +136,9 @@ class Objective:
         """Log joint density and log density of the approximation at one draw (JAX)."""
         gates = parameters[len(self.layer_parameters) :]
         inner, base_log_det = self.structured_noise(parameters, noise)
-        terms, log_det = self.terms(gates, inner, minibatches)
+        log_p, log_det = self.log_p(gates, inner, minibatches)
         normal = jax.scipy.stats.norm.logpdf(noise).sum()
-        return sum(terms), normal - base_log_det - log_det
+        return log_p, normal - base_log_det - log_det
 
     def draw(self, key: jax.Array, n_draws: int):
         """Noise and minibatch of one step (JAX)."""

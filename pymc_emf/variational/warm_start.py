@@ -69,9 +69,10 @@ def evaluate_prior(
     noise[0] = 0.0 if start is None else start
     gates = [jnp.asarray(p.get_value()) for p in objective.structured.parameters]
     minibatches = objective.draw_minibatches(jax.random.key(int(rng.integers(2**31))))
-    terms, log_det = jax.jit(jax.vmap(lambda e: objective.terms(gates, e, minibatches)))(noise)
-    total = np.asarray(sum(terms) + log_det)
+    density = jax.jit(jax.vmap(lambda e: objective.pulled_back(gates, e, minibatches)))
+    total = np.asarray(density(noise))
     if not np.isfinite(total).any():
+        terms = jax.jit(jax.vmap(lambda e: objective.terms(gates, e, minibatches)))(noise)
         raise BadStartError(_blame(dict(zip(objective.term_names, terms, strict=True))))
     return noise, total
 
