@@ -207,10 +207,6 @@ class Reader:
         variable = self._data.get(variable, variable)
         return variable.owner is None or variable in self._positions or variable in self._constants
 
-    def stop(self, variable: Variable) -> Variable:
-        """What a variable is replaced by."""
-        return self._data.get(variable, variable)
-
 
 def build(graphs: Sequence[_Graph], members: Sequence[int]) -> Pattern:
     """Write the common graph of isomorphic items, from that of the first."""
