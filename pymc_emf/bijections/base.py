@@ -127,6 +127,20 @@ def register_bijection(op_type: type[Op]) -> Callable[[Builder], Builder]:
     return _build.register(op_type)
 
 
+_REASONS: dict[type[Op], str] = {}
+
+
+def register_bypass(op_type: type[Op], reason: str) -> None:
+    """Say that a family is never embedded, and why."""
+    _REASONS[op_type] = reason
+    _build.register(op_type)(lambda op, rv, transform: None)
+
+
+def bypass_reason(op: Op) -> str:
+    """Why a variable that was not embedded was not."""
+    return _REASONS.get(type(op), "no bijection is known")
+
+
 #: Transforms that make one event of what are independent elements without them.
 _BUILD_UNDER: dict[type[Transform], Callable[[TensorVariable, Any], Bijection | None]] = {}
 

@@ -15,7 +15,7 @@ from pymc.distributions.truncated import TruncatedRV
 from pymc.logprob.abstract import _logprob
 from pytensor.tensor.random.op import RandomVariable
 
-from pymc_emf.bijections.base import register_bijection
+from pymc_emf.bijections.base import register_bijection, register_bypass
 from pymc_emf.bijections.elementwise import Mapped
 from pymc_emf.bijections.quantile import in_value_space
 from pymc_emf.bijections.tabulated import Tabulated, by_quadrature
@@ -36,20 +36,15 @@ def univariate_with_a_density(op, rv, transform):
         return None
 
 
-def nothing_to_embed(op, rv, transform):
-    """Bypass an improper prior, a mixed measure, or a density that JAX cannot compile."""
-    return None
-
-
-for _op_type in (
-    pm.Flat.rv_type,
-    pm.HalfFlat.rv_type,
-    pm.Censored.rv_type,
-    pm.PolyaGamma.rv_type,
-    SimulatorRV,
-    _HurdleRV,
-):
-    register_bijection(_op_type)(nothing_to_embed)
+for _op_type, _reason in {
+    pm.Flat.rv_type: "improper",
+    pm.HalfFlat.rv_type: "improper",
+    pm.Censored.rv_type: "its measure has atoms",
+    _HurdleRV: "its measure has an atom",
+    pm.PolyaGamma.rv_type: "PyMC's density cannot be compiled by JAX",
+    SimulatorRV: "it has no density",
+}.items():
+    register_bypass(_op_type, _reason)
 
 
 @register_bijection(TruncatedRV)

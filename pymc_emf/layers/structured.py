@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy.special import expit
 
-from pymc_emf.bijections import Bijection, Identity, bijection_from_rv
+from pymc_emf.bijections import Bijection, Identity, bijection_from_rv, root_finding
+from pymc_emf.bijections.base import bypass_reason
+from pymc_emf.bijections.root_finding import RootFinder, check_root_finder
 from pymc_emf.exceptions import EmbeddingError
 from pymc_emf.layers.parameters import parameter
 from pymc_emf.program import Program, Site
@@ -50,6 +52,8 @@ class StructuredLayer(Bijection):
     embed : bool or "strict"
         Embed every variable that a bijection is known for and bypass the others; with
         "strict" refuse to bypass; with False bypass all.
+    root_finder : {"chandrupatla", "secant"}
+        How quantiles without a closed form are found, see :doc:`/families`.
 
     Raises
     ------
@@ -86,8 +90,11 @@ class StructuredLayer(Bijection):
         *,
         gate_init: float = 0.999,
         embed: bool | Literal["strict"] = True,
+        root_finder: RootFinder = "chandrupatla",
     ):
         self.check_options(gate, gate_init, embed)
+        check_root_finder(root_finder)
+        self.root_finder = root_finder
         self.program = model if isinstance(model, Program) else Program(model)
         self.gate = gate
         self.embed = embed
@@ -135,8 +142,9 @@ class StructuredLayer(Bijection):
         if self.embed == "strict":
             under = "" if site.transform is None else f" with the transform {site.transform}"
             raise EmbeddingError(
-                f"The variable {site.name} ({family_name(rv)}{under}) cannot be embedded; register "
-                "a bijection by pymc_emf.register_bijection, or bypass the variable by embed=True."
+                f"The variable {site.name} ({family_name(rv)}{under}) cannot be embedded: "
+                f"{bypass_reason(rv.owner.op)}; give it another prior, register a bijection by "
+                "pymc_emf.register_bijection, or bypass the variable by embed=True."
             )
         return Identity()
 
@@ -205,12 +213,14 @@ class StructuredLayer(Bijection):
 
     def forward(self, noise):
         known = Values(self.program.n_elements)
-        bodies = self._bodies(noise, known, "forward")
-        return self._collect(evaluate(self.plan, bodies, known))
+        with root_finding.root_finder(self.root_finder):
+            bodies = self._bodies(noise, known, "forward")
+            return self._collect(evaluate(self.plan, bodies, known))
 
     def inverse(self, value):
         # all variables are known: there is no order to keep
-        bodies = self._bodies(value, self.program.constrained(value), "inverse")
+        with root_finding.root_finder(self.root_finder):
+            bodies = self._bodies(value, self.program.constrained(value), "inverse")
         rows = [np.arange(len(pattern.sites)) for pattern in self.program.patterns]
         return self._collect(
             Result(i, rows[i], body.batch(rows[i])) for i, body in enumerate(bodies)
@@ -332,7 +342,7 @@ def describe(model: pm.Model) -> Description:
     ...     x = pm.Normal("x", slope, scale, shape=3)
     >>> emf.describe(model)
     variable  family      transform     shape  noise  parents       embedding
-    slope     Flat        -             ()     0:1    -             bypassed: no bijection is known
+    slope     Flat        -             ()     0:1    -             bypassed: improper
     scale     HalfNormal  LogTransform  ()     1:2    -             embedded
     x         Normal      -             (3,)   2:5    slope, scale  embedded
     """
@@ -341,11 +351,11 @@ def describe(model: pm.Model) -> Description:
     rows = []
     for site in layer.program.sites:
         if site.name in layer.bypassed:
-            embedding = "bypassed: no bijection is known"
+            embedding = f"bypassed: {bypass_reason(site.rv.owner.op)}"
         elif site.name in layer._gate_places:
             embedding = "embedded"
         else:
-            embedding = "embedded, not gated: bounded without a transform"
+            embedding = "embedded, not gated: bounded in value space"
         embedding += rolled.get(site.name, "")
         rows.append(
             (

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.theme import Theme
 
+from pymc_emf.bijections.root_finding import RootFinder, check_root_finder
 from pymc_emf.engine.compile import compile_bijection
 from pymc_emf.engine.loop import MAX_BAD_STEPS, compile_chunk, start_state
 from pymc_emf.engine.optimizers import default_optimizer, from_pymc
@@ -77,6 +78,8 @@ class EMFApprox(Inference):
         Whether to embed the model. With True, a variable for which no bijection is known is
         bypassed; with "strict" it is an error; with False all are, and what is left is
         ordinary variational inference with the flow layers.
+    root_finder : {"chandrupatla", "secant"}
+        How quantiles without a closed form are found, see :doc:`/families`.
     warm_start : "auto" or bool
         Whether to look for a good start before the fit. "auto" does so whenever the last of the
         layers is affine.
@@ -119,12 +122,14 @@ class EMFApprox(Inference):
         gate: Gate = "element",
         gate_init: float = 0.999,
         embed: bool | Literal["strict"] = True,
+        root_finder: RootFinder = "chandrupatla",
         warm_start: bool | Literal["auto"] = "auto",
         random_seed: RandomState = None,
         start: Mapping[str, Any] | None = None,
     ):
         check_layers(layers)
         StructuredLayer.check_options(gate, gate_init, embed)
+        check_root_finder(root_finder)
         if warm_start not in (True, False, "auto"):
             raise ValueError(f'warm_start must be "auto", True or False, got {warm_start!r}.')
         self.hist = np.asarray(())
@@ -133,6 +138,7 @@ class EMFApprox(Inference):
         self.gate = gate
         self.gate_init = gate_init
         self.embed = embed
+        self.root_finder = root_finder
         self.warm_start = warm_start
         self.start = start
         self._model = model
@@ -170,7 +176,11 @@ class EMFApprox(Inference):
         model = modelcontext(model)
         start = time.perf_counter()
         structured = StructuredLayer(
-            Program(model), self.gate, gate_init=self.gate_init, embed=self.embed
+            Program(model),
+            self.gate,
+            gate_init=self.gate_init,
+            embed=self.embed,
+            root_finder=self.root_finder,
         )
         layers = make_layers(self.layers, structured.size, self._rng)
         approx = EMFApproximation(Objective(layers, structured), random_seed=self._rng)
@@ -498,7 +508,7 @@ def fit(
         Values of some variables to start from.
     **kwargs
         Options of :class:`EMFApprox` (``layers``, ``gate``, ``gate_init``, ``embed``,
-        ``warm_start``) and arguments of :meth:`EMFApprox.fit`.
+        ``root_finder``, ``warm_start``) and arguments of :meth:`EMFApprox.fit`.
 
     Returns
     -------
@@ -519,4 +529,4 @@ def fit(
     return EMFApprox(model, random_seed=random_seed, start=start, **options).fit(n, **kwargs)
 
 
-_OPTIONS = ("layers", "gate", "gate_init", "embed", "warm_start")
+_OPTIONS = ("layers", "gate", "gate_init", "embed", "root_finder", "warm_start")
