@@ -18,6 +18,8 @@ for dist in (
     pm.Uniform.dist(-1.0, 2.0), pm.Gumbel.dist(0.0, 1.0), pm.Weibull.dist(1.5, 2.0),
     pm.Cauchy.dist(0.0, 1.0), pm.HalfCauchy.dist(1.0), pm.Pareto.dist(3.0, 1.0),
     pm.Kumaraswamy.dist(2.0, 3.0), pm.Laplace.dist(0.0, 1.0), pm.Logistic.dist(0.0, 1.0),
+    pm.Gamma.dist(0.05, 1.0), pm.Gamma.dist(1e4, 2.0), pm.Beta.dist(0.05, 2.0),
+    pm.StudentT.dist(3.0, 1.0, sigma=2.0), pm.TruncatedNormal.dist(0.0, 1.0, lower=-1.0),
 ):
     site = emf.compile(emf.bijection(dist))
     value, log_det = site.forward(noise)

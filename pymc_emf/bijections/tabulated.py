@@ -13,6 +13,7 @@ import pytensor.tensor as pt
 
 from pymc.distributions.transforms import CircularTransform, _default_transform
 from pymc.logprob.transforms import Transform
+from pytensor.tensor.type import TensorType
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.bijections.base import Bijection
@@ -101,14 +102,21 @@ class Tabulated(Elementwise):
     ):
         self.log_density = log_density
         self._shared_by = parameters
+        self._tables: dict[TensorType, _Table] = {}
         self.gateable = gateable
 
     def _table(self, event):
-        like = pt.zeros_like(event)
         if self._shared_by is not None:
-            like = pt.add(*(pt.zeros_like(p, dtype=event.dtype) for p in self._shared_by))
-            like = pt.shape_padleft(like, event.ndim - like.ndim)
-        return _Table(self.log_density, like)
+            zero = pt.add(*(pt.zeros_like(p, dtype=event.dtype) for p in self._shared_by))
+            zero = pt.shape_padleft(zero, event.ndim - zero.ndim)
+        elif None in event.type.shape:
+            return _Table(self.log_density, pt.zeros_like(event))
+        else:
+            zero = pt.zeros(event.type.shape, dtype=event.dtype)
+        # one table for all events of a shape, lest a loop makes its own at every step
+        if zero.type not in self._tables:
+            self._tables[zero.type] = _Table(self.log_density, zero)
+        return self._tables[zero.type]
 
     def to_value(self, noise):
         return self._table(noise).to_value(noise)
