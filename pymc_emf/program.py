@@ -1,5 +1,7 @@
 """The walk: a PyMC model as an ordered list of sites."""
 
+import warnings
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -485,7 +487,10 @@ def _freeze(model: pm.Model) -> pm.Model:
         initial_values = dict(model.rvs_to_initial_values)
         model.rvs_to_initial_values.update(dict.fromkeys(initial_values))
         try:
-            return freeze_dims_and_data(model)
+            with warnings.catch_warnings():
+                # the copy is ours alone: nobody will use the user's GP objects on it
+                warnings.filterwarnings("ignore", message="Detected variables likely created by GP")
+                return freeze_dims_and_data(model)
         finally:
             model.rvs_to_initial_values.update(initial_values)
 

@@ -162,16 +162,18 @@ few = settings(
 )
 
 
-#: All families, those that take longest to compile among the slow tests.
-EACH_FAMILY = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow)
-        if name in ("StudentT", "HalfStudentT", "ExGaussian", "Rice", "Truncated")
-        else name
-        for name in FAMILIES
-    ],
-)
+#: These take longest to compile.
+SLOW = ("StudentT", "HalfStudentT", "ExGaussian", "Rice", "SkewNormal", "Truncated")
+
+
+def slowest_apart(names):
+    """Parametrise over names, some of them among the slow tests."""
+    marks = {name: [pytest.mark.slow] if name in SLOW else [] for name in names}
+    params = [pytest.param(name, marks=mark) for name, mark in marks.items()]
+    return pytest.mark.parametrize("name", params)
+
+
+EACH_FAMILY = slowest_apart(FAMILIES)
 
 
 @EACH_FAMILY
@@ -241,13 +243,7 @@ def _swapped(density, parameters, x):
     return density(x, *parameters)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow) if name in ("ExGaussian", "Rice") else name
-        for name in BY_MPMATH
-    ],
-)
+@slowest_apart(BY_MPMATH)
 def test_tails_by_arbitrary_precision(name):
     """The integral of the density below the value is Phi(noise)."""
     density, cases = BY_MPMATH[name]
@@ -286,7 +282,8 @@ def test_log_det_is_the_prior_density(name):
     slope = np.diag(compiled.jacobian(*parameters, NOISE))
     expected = compiled.log_density(*parameters, value)
     actual = st.norm.logpdf(NOISE) - np.log(slope)
-    kept = RIGHT & np.isfinite(expected)
+    # farther out PyMC's own densities lose digits
+    kept = (np.abs(NOISE) <= 4) & np.isfinite(expected)
     assert kept.sum() > 5
     np.testing.assert_allclose(actual[kept], expected[kept], rtol=1e-6, atol=1e-6)
 
@@ -315,7 +312,10 @@ def test_parameter_derivatives(name):
             np.testing.assert_allclose(exact_inverse[i], (up - down) / size, 1e-5, 1e-5 + rounding)
 
 
-@pytest.mark.parametrize("name", ["Gamma", "CustomDist"])
+SLOW_CUSTOM = pytest.param("CustomDist", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", ["Gamma", SLOW_CUSTOM])
 def test_gated(name):
     family, compiled = FAMILIES[name], functions(name, gated=True)
     parameters = [1.3, 0.7, 0.9][: len(family.parameters)]
@@ -327,7 +327,12 @@ def test_gated(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "mode"), [("Gamma", UNREWRITTEN), ("Beta", "NUMBA"), ("CustomDist", UNREWRITTEN)]
+    ("name", "mode"),
+    [
+        ("Gamma", UNREWRITTEN),
+        ("Beta", "NUMBA"),
+        pytest.param("CustomDist", UNREWRITTEN, marks=pytest.mark.slow),
+    ],
 )
 def test_backends_agree(name, mode):
     functions(name).check_backends([1.3, 0.7], NOISE, (mode,))

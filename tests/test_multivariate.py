@@ -152,8 +152,6 @@ def sparse_marginal(cov_func, x):
     gp.marginal_likelihood("y", x, x[:3], np.sin(x[:, 0]), sigma=pm.HalfNormal("noise"))
 
 
-# PyMC warns whenever a model with a Gaussian process is copied
-@pytest.mark.filterwarnings("ignore:Detected variables likely created by GP objects:UserWarning")
 @pytest.mark.parametrize(
     "prior",
     [latent, rotated, hilbert_space, periodic_hilbert_space, kronecker, marginal, sparse_marginal],

@@ -204,7 +204,7 @@ def bijection(
         The transform that defines value space; by default the one PyMC gives the
         distribution inside a model. None leaves the value constrained.
     root_finder : {"chandrupatla", "secant"}
-        How quantiles without a closed form are found, see :doc:`/how_it_works`.
+        How quantiles without a closed form are found, see :doc:`/families`.
 
     Returns
     -------
