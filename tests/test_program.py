@@ -179,12 +179,14 @@ def test_transform_narrower_than_the_support_truncates(transform, bounds):
 def test_bypassed_variables():
     with pm.Model() as model:
         pm.Flat("slope")
-        pm.Normal("ordered", 0, 1, shape=3, transform=tr.ordered, initval=[0.0, 1.0, 2.0])
-        pm.Dirichlet("weights", np.ones(3))
+        pm.HalfFlat("scale", shape=2)
+        pm.CustomDist(
+            "pair", logp=lambda x: -(x**2).sum(-1), signature="->(n)", shape=2, initval=np.zeros(2)
+        )
         pm.Normal("x", 0.0, 1.0)
     layer = emf.StructuredLayer(model, "element")
-    assert layer.bypassed == {"slope", "ordered", "weights"}
-    assert layer.size == 1 + 3 + 2 + 1
+    assert layer.bypassed == {"slope", "scale", "pair"}
+    assert layer.size == 1 + 2 + 2 + 1
     gates = layer.gates()
     assert gates["slope"] == 0
     np.testing.assert_allclose(gates["x"], 0.999)

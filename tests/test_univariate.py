@@ -139,8 +139,9 @@ def test_ungated_layer_is_the_prior(name, data):
         np.testing.assert_allclose(value, log_ndtr(NOISE) - log_ndtr(-NOISE), rtol=1e-9, atol=1e-9)
     if name == "Pareto":
         alpha, m = parameters
-        excess = m * np.expm1(-log_ndtr(-NOISE) / alpha)
-        np.testing.assert_allclose(value, np.log(excess), rtol=1e-6, atol=1e-6)
+        log_ratio = -log_ndtr(-NOISE) / alpha  # of x and m
+        expected = np.log(m) + log_ratio + np.log(-np.expm1(-log_ratio))
+        np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-6)
     if name == "LogitNormal":
         np.testing.assert_allclose(value, parameters[0] + parameters[1] * NOISE, 1e-9, 1e-9)
     if name == "Kumaraswamy":

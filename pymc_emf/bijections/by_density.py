@@ -36,13 +36,15 @@ def gamma_log(shape: TensorVariable) -> Elementwise:
 def beta_logit(a: TensorVariable, b: TensorVariable) -> Elementwise:
     """Logit of a Beta variate; its density is log-concave for all shapes."""
     total = a + b
-    p, log_p, log_q = a / total, pt.log(a / total), pt.log(b / total)
+    log_p, log_q = pt.log(a / total), pt.log(b / total)
+    # from the side of the smaller shape, r <= 1/2, the logarithm below has nothing to cancel
+    r, side = pt.minimum(a, b) / total, pt.where(a <= b, 1.0, -1.0).astype(total.dtype)
 
     def drop(d):
-        # log(q + p e^d), next to zero and overflowing far from it
-        near = pt.log1p(p * pt.expm1(pt.clip(d, -1.0, 1.0)))
-        far = log_q + pt.softplus(d + log_p - log_q)
-        return total * (pt.where(pt.abs(d) < 1, near, far) - p * d)
+        x = side * d
+        most = float(np.log(np.finfo(d.dtype).max)) - 9  # beyond, e^x overflows
+        near = pt.minimum(x, most)
+        return total * (pt.log1p(r * pt.expm1(near)) + (x - near) - r * x)
 
     log_peak = 0.5 * (log_p + pt.log(b) - LOG_2PI)
     return LogConcave(

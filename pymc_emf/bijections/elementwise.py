@@ -151,6 +151,9 @@ class Gated(Elementwise):
 
     @staticmethod
     def _solve(function, value, other_end):
+        # a value beyond the distribution's tail would have a bracket too wide for any search
+        farthest = 1e4 * (1 + pt.abs(value))
+        other_end = pt.clip(other_end, value - farthest, value + farthest)
         return solve_increasing(
             lambda x: function(x)[0],
             lambda x: pt.exp(function(x)[1]),

@@ -35,7 +35,7 @@ MIDDLE = gauss_legendre([0.0, 0.1, 1.0], 8)
 COARSE_MIDDLE = gauss_legendre([0.0, 1.0], 4)
 
 #: Steps of the root finder on the coarse rule; the fine rule polishes.
-N_STEPS = 8
+N_STEPS = 6
 
 
 def _rough_ndtri_exp(log_p):
