@@ -180,18 +180,15 @@ def test_bypassed_variables():
     with pm.Model() as model:
         pm.Flat("slope")
         pm.HalfFlat("scale", shape=2)
-        pm.CustomDist(
-            "pair", logp=lambda x: -(x**2).sum(-1), signature="->(n)", shape=2, initval=np.zeros(2)
-        )
         pm.Normal("x", 0.0, 1.0)
     layer = emf.StructuredLayer(model, "element")
-    assert layer.bypassed == {"slope", "scale", "pair"}
-    assert layer.size == 1 + 2 + 2 + 1
+    assert layer.bypassed == {"slope", "scale"}
+    assert layer.size == 1 + 2 + 1
     gates = layer.gates()
     assert gates["slope"] == 0
     np.testing.assert_allclose(gates["x"], 0.999)
     table = str(emf.describe(model))
-    assert table.count("bypassed") == 3
+    assert table.count("bypassed: improper") == 2
     with pytest.raises(EmbeddingError, match="slope"):
         emf.StructuredLayer(model, embed="strict")
     assert emf.StructuredLayer(model, embed=False).bypassed >= {"x", "slope"}
