@@ -304,7 +304,7 @@ class Program:
         return schedule(tables, owned, members, self.n_elements)
 
     def owned(self, pattern: SitePattern) -> np.ndarray:
-        """Places of each member among all constrained elements, (members, *shape)."""
+        """Places of each member among all constrained elements, one row a member."""
         return np.stack([self.places[site.name] for site in pattern.sites])
 
     def constrained(self, value: TensorVariable) -> Values:
