@@ -42,7 +42,7 @@ def beta_logit(a: TensorVariable, b: TensorVariable) -> Elementwise:
 
     def drop(d):
         x = side * d
-        most = float(np.log(np.finfo(d.dtype).max)) - 9  # beyond, e^x overflows
+        most = float(np.log(np.finfo(d.dtype).max)) / 2 - 9  # beyond, e^2x overflows
         near = pt.minimum(x, most)
         return total * (pt.log1p(r * pt.expm1(near)) + (x - near) - r * x)
 
