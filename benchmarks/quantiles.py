@@ -133,8 +133,8 @@ def root_finders() -> list[dict]:
                 with root_finder(method):
                     root = bracketed_root(
                         lambda x, site=site: site.noise(x) - target,
-                        pt.full_like(target, low),
-                        pt.full_like(target, high),
+                        pt.full_like(target, low, dtype=target.dtype),
+                        pt.full_like(target, high, dtype=target.dtype),
                         n_steps,
                     )
                     (error,) = jaxify([target], [pt.abs(site.noise(root) - target).max()])(noise)
