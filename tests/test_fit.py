@@ -340,9 +340,10 @@ class TestFit:
         assert all(isinstance(p.get_value(), np.ndarray) for p in approx.params)
         idata = approx.sample(20, random_seed=0)
         assert idata.posterior["total"].shape == (1, 20, 4)
-        jax_elbo = approx.objective.weigh(*approx._noise(500, 1))
-        numba_elbo = approx._weigh(*approx._noise(500, 1))
-        np.testing.assert_allclose(jax_elbo, numba_elbo, rtol=1e-8)
+        by_jax = approx.objective.weigh(*approx._noise(500, 1))
+        by_numba = approx._weigh(*approx._noise(500, 1))
+        for ours, theirs in zip(by_jax, by_numba, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-8)
 
     def test_start(self):
         method = emf.EMFApprox(

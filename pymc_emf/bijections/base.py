@@ -15,7 +15,14 @@ from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.bijections.root_finding import RootFinder, check_root_finder, root_finder
 
-__all__ = ["Bijection", "Identity", "bijection", "bijection_from_rv", "register_bijection"]
+__all__ = [
+    "Bijection",
+    "Identity",
+    "Triangular",
+    "bijection",
+    "bijection_from_rv",
+    "register_bijection",
+]
 
 
 class Bijection(ABC):
@@ -57,6 +64,26 @@ class Bijection(ABC):
     def parameters(self) -> list[SharedVariable]:
         """Trainable shared variables, in a fixed order."""
         return []
+
+
+class Triangular(Bijection):
+    """A map with a triangular Jacobian, of which the elements' own derivatives are known."""
+
+    @abstractmethod
+    def to_value(self, noise: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
+        """Map noise to value; return the value and ``log(d value / d noise)`` of each element."""
+
+    @abstractmethod
+    def to_noise(self, value: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
+        """Map value to noise; return the noise and ``log(d value / d noise)`` of each element."""
+
+    def forward(self, noise):
+        value, log_diagonal = self.to_value(noise)
+        return value, log_diagonal.sum()
+
+    def inverse(self, value):
+        noise, log_diagonal = self.to_noise(value)
+        return noise, -log_diagonal.sum()
 
 
 class Identity(Bijection):

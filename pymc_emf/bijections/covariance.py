@@ -25,7 +25,7 @@ from pytensor.graph.basic import Variable
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.bijections.affine import TriangularAffine
-from pymc_emf.bijections.base import Bijection, bijection_from_rv, register_bijection
+from pymc_emf.bijections.base import Bijection, Triangular, bijection_from_rv, register_bijection
 from pymc_emf.bijections.by_density import gamma_log
 from pymc_emf.bijections.elementwise import Mapped
 from pymc_emf.bijections.student import MvStudent
@@ -33,7 +33,7 @@ from pymc_emf.bijections.student import MvStudent
 __all__ = ["CholeskyCorrelation", "CholeskyCovariance", "WishartFactor"]
 
 
-class CholeskyCorrelation(Bijection):
+class CholeskyCorrelation(Triangular):
     r"""Bijection to :math:`y_{ij} = C_{ij} / C_{ii}`, C the Cholesky factor of an LKJ matrix.
 
     Row :math:`i = 1, \ldots, n - 1`, read from the diagonal to the left, is multivariate Student t
@@ -78,14 +78,6 @@ class CholeskyCorrelation(Bijection):
 
     def to_noise(self, value):
         return tuple(self._from_square(x) for x in self.rows.to_noise(self._to_square(value)))
-
-    def forward(self, noise):
-        value, log_diagonal = self.to_value(noise)
-        return value, log_diagonal.sum()
-
-    def inverse(self, value):
-        noise, log_diagonal = self.to_noise(value)
-        return noise, -log_diagonal.sum()
 
     def gated(self, gate):
         rows = self.rows.gated(self._to_square(gate))

@@ -1,6 +1,5 @@
 """Increasing maps of each element, what composes them, and the gate that blends them."""
 
-from abc import abstractmethod
 from collections.abc import Callable
 from typing import cast
 
@@ -8,7 +7,7 @@ import pytensor.tensor as pt
 
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.base import Bijection
+from pymc_emf.bijections.base import Triangular
 from pymc_emf.bijections.root_finding import solve_increasing
 
 __all__ = ["Elementwise", "Gated", "Mapped", "Reflected", "derivative"]
@@ -22,28 +21,12 @@ def derivative(function: Map, x: TensorVariable) -> TensorVariable:
     return cast(TensorVariable, pt.grad(function(held).sum(), held))
 
 
-class Elementwise(Bijection):
+class Elementwise(Triangular):
     """An increasing map of each element."""
 
     #: Whether :meth:`to_value` is a formula and :meth:`to_noise` perhaps a search, rather than
     #: the other way round. It tells which of the two the inverse of a gated map should iterate.
     explicit_forward = True
-
-    @abstractmethod
-    def to_value(self, noise: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
-        """Map noise to value; return the value and ``log(d value / d noise)``, elementwise."""
-
-    @abstractmethod
-    def to_noise(self, value: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
-        """Map value to noise; return the noise and ``log(d value / d noise)``, elementwise."""
-
-    def forward(self, noise):
-        value, log_slope = self.to_value(noise)
-        return value, log_slope.sum()
-
-    def inverse(self, value):
-        noise, log_slope = self.to_noise(value)
-        return noise, -log_slope.sum()
 
     def gated(self, gate):
         return Gated(self, gate)

@@ -84,8 +84,9 @@ def bracketed_root(
     secant method the chord through the last two points where that converges, and by either the
     middle otherwise, so that the bracket shrinks whatever the function. The number of steps is
     fixed: the loop has the same shape for every input and every backend. Steps after
-    convergence change nothing. A value of the function that is not a number counts as
-    positive infinity.
+    convergence change nothing. The function is taken to be negative at ``lower`` and positive
+    at ``upper``; a value that is not a number counts as minus infinity if that at ``lower`` was
+    none either or is minus infinity, and as infinity otherwise.
 
     References
     ----------
@@ -96,13 +97,16 @@ def bracketed_root(
     resolution = np.finfo(lower.dtype)
     huge = pt.constant(resolution.max / 1e8, dtype=lower.dtype)
 
-    def finite(x):
-        y = function(x)
-        return pt.clip(pt.where(pt.isnan(y), huge, y), -huge, huge).astype(x.dtype)
-
-    def step(newest, oldest, f_newest, f_oldest, fraction):
+    def step(state):
+        newest, oldest, f_newest, f_oldest, fraction = (state[i] for i in range(5))
         point = newest + fraction * (oldest - newest)
-        f_point = finite(point)
+        f_point = function(point)
+        # it is not a number far out, on the side where it was already beyond all numbers
+        far = pt.where(pt.minimum(f_newest, f_oldest) <= -huge, -huge, huge)
+        f_point = pt.clip(pt.where(pt.isnan(f_point), far, f_point), -huge, huge)
+        # the first two points are the ends, where the sign is known
+        f_point = pt.where(pt.isinf(f_oldest), pt.abs(f_point), f_point)
+        f_point = pt.where(pt.isinf(f_newest), -pt.abs(f_point), f_point)
         same_side = pt.eq(f_point >= 0, f_newest >= 0)
         # (a, b) bracket the root, a the newest point, c the point dropped last
         c, f_c = pt.where(same_side, newest, oldest), pt.where(same_side, f_newest, f_oldest)
@@ -113,17 +117,17 @@ def bracketed_root(
         fraction = choose(a, b, c, f_a, f_b, f_c, newest, f_newest)
         # at least one unit in the last place away from either end, at most a bisection
         smallest = pt.minimum(0.5, float(resolution.eps) * (1 + pt.abs(a)) / _nonzero(width))
-        fraction = pt.clip(fraction, smallest, 1 - smallest)
+        fraction = pt.where(pt.isinf(f_b), 1.0, pt.clip(fraction, smallest, 1 - smallest))
         done = pt.eq(f_a, 0) | pt.eq(width, 0)
         b_done, f_b_done = pt.where(done, a, b), pt.where(done, f_a, f_b)
-        return [s.astype(newest.dtype) for s in (a, b_done, f_a, f_b_done, fraction)]
+        return pt.stack([a, b_done, f_a, f_b_done, fraction]).astype(state.dtype)
 
-    half = pt.full_like(lower, 0.5, dtype=lower.dtype)
-    start = [lower, upper, finite(lower), finite(upper), half]
-    newest, oldest, f_newest, f_oldest, _ = pytensor.scan(
-        step, outputs_info=start, n_steps=n_steps, return_updates=False
-    )
-    newest, oldest, f_newest, f_oldest = (x[-1] for x in (newest, oldest, f_newest, f_oldest))
+    # The ends are the first two points of the loop, not two more copies of the function before it.
+    none, infinity = (pt.full_like(lower, x, dtype=lower.dtype) for x in (0.0, np.inf))
+    # One array, not five: a scan is rewritten array by array.
+    start = pt.stack([lower, upper, -infinity, infinity, none])
+    states = pytensor.scan(step, outputs_info=[start], n_steps=n_steps + 2, return_updates=False)
+    newest, oldest, f_newest, f_oldest = (states[-1, i] for i in range(4))
     return pt.where(pt.abs(f_newest) <= pt.abs(f_oldest), newest, oldest)
 
 

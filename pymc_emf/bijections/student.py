@@ -13,14 +13,14 @@ import pytensor.tensor as pt
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.bijections.affine import TriangularAffine
-from pymc_emf.bijections.base import Bijection, register_bijection
+from pymc_emf.bijections.base import Triangular, register_bijection
 from pymc_emf.bijections.by_density import student_t
 from pymc_emf.bijections.elementwise import Elementwise, Mapped
 
 __all__ = ["MvStudent"]
 
 
-class MvStudent(Bijection):
+class MvStudent(Triangular):
     r"""Multivariate Student t on the last axis, triangular with the gate inside.
 
     :math:`x_i = \lambda_i(m_i + L_{ii}s_i t_i(\varepsilon_i)) + (1 - \lambda_i)\varepsilon_i`, with
@@ -119,14 +119,6 @@ class MvStudent(Bijection):
         scale = self.diagonal * pt.sqrt(total / nu)
         site = Mapped.affine(quantile, value - self.diagonal * y, scale)
         return (site if self.gate is None else site.gated(self.gate)).to_noise(value)
-
-    def forward(self, noise):
-        value, log_diagonal = self.to_value(noise)
-        return value, log_diagonal.sum()
-
-    def inverse(self, value):
-        noise, log_diagonal = self.to_noise(value)
-        return noise, -log_diagonal.sum()
 
     def gated(self, gate):
         return MvStudent(self.nu, self.loc, self.diagonal, self.matrix, gate)

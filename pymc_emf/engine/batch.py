@@ -22,7 +22,9 @@ Batched = Callable[..., tuple[np.ndarray, ...]]
 
 
 def batch_jax(
-    function: Callable[..., tuple[Any, ...]], parameters: Sequence[SharedVariable]
+    function: Callable[..., tuple[Any, ...]],
+    parameters: Sequence[SharedVariable],
+    size: int | None = None,
 ) -> Batched:
     """Vectorise and jit a JAX function of parameters and one event.
 
@@ -32,12 +34,15 @@ def batch_jax(
         ``function(parameters, *event)`` returns a tuple.
     parameters : sequence of SharedVariable
         Read at every call.
+    size : int, optional
+        Number of events in one compiled call, even if there are fewer; by default a power of two
+        that holds them.
 
     Returns
     -------
     callable
         Of one or more arrays whose first axes run over the events together; they are taken in
-        batches of one size, so that any number of events compiles once.
+        batches of one size.
     """
 
     @jax.jit
@@ -47,11 +52,11 @@ def batch_jax(
     def run(*events: np.ndarray) -> tuple[np.ndarray, ...]:
         values = [jnp.asarray(p.get_value()) for p in parameters]
         n_events = len(events[0])
-        size = min(BATCH_SIZE, _next_power_of_two(n_events))
+        step = size or min(BATCH_SIZE, _next_power_of_two(n_events))
         pieces = []
-        for start in range(0, n_events, size):
-            present = min(size, n_events - start)
-            piece = tuple(_pad(array[start : start + size], size) for array in events)
+        for start in range(0, n_events, step):
+            present = min(step, n_events - start)
+            piece = tuple(_pad(array[start : start + step], step) for array in events)
             pieces.append([np.asarray(output)[:present] for output in compiled(values, piece)])
         return tuple(np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
 

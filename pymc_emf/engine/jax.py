@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pymc  # noqa: F401  (registers the rewrites of parameter checks)
+import pytensor
 
 from pytensor.compile.mode import JAX
 from pytensor.compile.sharedvalue import SharedVariable
@@ -57,7 +58,8 @@ def jaxify(
         "local_check_parameter_to_ninf_switch" if check_bounds else "local_remove_check_parameter"
     )
     mode = JAX.including(check)
-    mode.optimizer.rewrite(fgraph)
+    with pytensor.config.change_flags(traceback__limit=0):
+        mode.optimizer.rewrite(fgraph)
     with warnings.catch_warnings():
         # shape assertions of PyTensor's own, which JAX would ignore as it ignores its own
         warnings.filterwarnings("ignore", message="Skipping .* Op", category=UserWarning)

@@ -1,6 +1,7 @@
 """The fused optimisation loop: a chunk of steps is one compiled call."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-__all__ = ["MAX_BAD_STEPS", "LoopState", "compile_chunk", "start_state"]
+__all__ = ["MAX_BAD_STEPS", "Chunk", "LoopState", "compile_chunk", "start_state"]
 
 Parameters = Any
 DrawFn = Callable[[jax.Array], Any]
@@ -38,6 +39,28 @@ class LoopState(NamedTuple):
     bad_steps: jax.Array
 
 
+class Chunk:
+    """Several optimisation steps as one function, compiled in the background.
+
+    The loop is the largest function of a fit; it compiles while the warm start runs.
+    """
+
+    def __init__(self, lowered: jax.stages.Lowered):
+        self._compiled = _COMPILER.submit(lowered.compile)
+
+    def wait(self) -> None:
+        """Wait until it is compiled."""
+        self._compiled.result()
+
+    def __call__(self, state: LoopState, key: jax.Array, n: int) -> tuple[LoopState, np.ndarray]:
+        """Return the state after ``n`` steps and their losses."""
+        state, losses = self._compiled.result()(state, key, n)
+        return state, np.asarray(losses)[:n]
+
+
+_COMPILER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pymc_emf_compile")
+
+
 def start_state(parameters: Parameters, optimizer: optax.GradientTransformation) -> LoopState:
     """State before the first step."""
     parameters = jax.tree.map(jnp.asarray, parameters)
@@ -53,7 +76,7 @@ def compile_chunk(
     size: int,
     *,
     ahead: int | None = None,
-) -> Callable[[LoopState, jax.Array, int], tuple[LoopState, np.ndarray]]:
+) -> Chunk:
     """Compile ``chunk(state, key, n)``: up to ``size`` optimisation steps in one call.
 
     Parameters
@@ -75,8 +98,8 @@ def compile_chunk(
 
     Returns
     -------
-    callable
-        Returns the state after ``n`` steps and their losses.
+    Chunk
+        Tracing is done; XLA works on in the background.
     """
     ahead = size if ahead is None else min(ahead, size)
 
@@ -117,10 +140,4 @@ def compile_chunk(
 
     key = jax.random.key(0)
     # The old state is not donated: an interrupt may strike before the new one is in hand.
-    compiled = jax.jit(steps).lower(state, key, 1).compile()
-
-    def chunk(state: LoopState, key: jax.Array, n: int) -> tuple[LoopState, np.ndarray]:
-        state, losses = compiled(state, key, n)
-        return state, np.asarray(losses)[:n]
-
-    return chunk
+    return Chunk(jax.jit(steps).lower(state, key, 1))

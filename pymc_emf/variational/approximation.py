@@ -146,7 +146,8 @@ class EMFApproximation(SingleGroupApproximation):
     warm_start : WarmStart
         How the fit started.
     timing : dict
-        Seconds: "rewrite" (PyTensor), "warm_start", "compile" (XLA), "step" (one step), "fit"
+        Seconds: "rewrite" (PyTensor), "warm_start", "compile" (of the loop, as far as the fit
+        waited for it: XLA works on it during the warm start), "step" (one step), "fit"
         (everything).
     """
 
@@ -182,7 +183,7 @@ class EMFApproximation(SingleGroupApproximation):
     def use_backend(self, compile_kwargs: dict[str, Any] | None) -> None:
         """Compile what follows with JAX (None) or with PyTensor's ``compile_kwargs``."""
         self.compile_kwargs = compile_kwargs
-        for name in ("_draw", "_weigh", "_log_q"):
+        for name in ("_constrain", "_weigh", "_log_q"):
             self.__dict__.pop(name, None)
 
     # --- draws -----------------------------------------------------------------------------
@@ -196,11 +197,10 @@ class EMFApproximation(SingleGroupApproximation):
         return batch_jax(lambda values, event: tuple(single(*values, event)), parameters)
 
     @cached_property
-    def _draw(self) -> tuple[list[str], Batched]:
-        """Names and values of the variables of the model, as a function of noise."""
+    def _constrain(self) -> tuple[list[str], Batched]:
+        """Names and values of the variables of the model, as a function of the flat value."""
         structured, program = self.objective.structured, self.objective.program
-        noise = self.objective.noise()
-        value, _ = self.objective.flow.forward(noise)
+        value = self.objective.noise("value")
         constrained = structured.constrain(value)
         outputs: dict[str, TensorVariable] = {str(rv.name): x for rv, x in constrained.items()}
         for site in program.sites:
@@ -215,11 +215,11 @@ class EMFApproximation(SingleGroupApproximation):
             for det, x in zip(deterministics, given, strict=True)
             if not draws_at_random(x)
         )
-        return list(outputs), self._batched(noise, list(outputs.values()))
+        return list(outputs), self._batched(value, list(outputs.values()))
 
     @cached_property
     def _weigh(self) -> Batched:
-        """Log joint density and log density of the approximation, as a function of noise."""
+        """Value, log joint density and log density of the approximation, as of noise and seeds."""
         batches = self.objective.program.log_density_batches(self.objective.noise("value"))
         if self.compile_kwargs is None or any(depends_on_minibatch(b) for _, b in batches):
             return self.objective.weigh  # which draws a minibatch for every draw
@@ -231,7 +231,7 @@ class EMFApproximation(SingleGroupApproximation):
                 for names, batch in self.objective.program.log_density_batches(value)
             )
         )
-        weigh = batch_pytensor(noise, [log_p, log_q], **self.compile_kwargs)
+        weigh = batch_pytensor(noise, [value, log_p, log_q], **self.compile_kwargs)
         return lambda noise, seeds: weigh(noise)
 
     def _noise(self, draws: int, random_seed: RandomState) -> tuple[np.ndarray, np.ndarray]:
@@ -285,8 +285,9 @@ class EMFApproximation(SingleGroupApproximation):
             )
         if kwargs:
             raise TypeError(f"sample() got unexpected arguments: {', '.join(kwargs)}.")
-        names, draw = self._draw
-        posterior = dict(zip(names, draw(noise), strict=True))
+        value, log_p, log_q = self._weigh(noise, seeds)
+        names, constrain = self._constrain
+        posterior = dict(zip(names, constrain(value), strict=True))
         if include_transformed is None:
             include_transformed = getattr(self.groups[0], "include_transformed", False)
         if not include_transformed:
@@ -295,7 +296,6 @@ class EMFApproximation(SingleGroupApproximation):
                     del posterior[site.value_name]
         order = {name: i for i, name in enumerate(self.model.named_vars)}
         posterior = dict(sorted(posterior.items(), key=lambda item: order.get(item[0], -1)))
-        log_p, log_q = self._weigh(noise, seeds)
         return self._to_datatree(posterior, {"lp": log_p, "lq": log_q})
 
     def _to_datatree(self, posterior, sample_stats) -> xr.DataTree:
@@ -371,7 +371,7 @@ class EMFApproximation(SingleGroupApproximation):
         ValueError
             If ``draws`` is not a positive integer.
         """
-        log_p, log_q = self._weigh(*self._noise(draws, random_seed))
+        _, log_p, log_q = self._weigh(*self._noise(draws, random_seed))
         log_weights = np.asarray(log_p - log_q, dtype=float)
         se = log_weights.std(ddof=1) / np.sqrt(draws) if draws > 1 else np.nan
         return ELBO(float(log_weights.mean()), float(se), int(draws))

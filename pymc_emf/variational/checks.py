@@ -38,7 +38,7 @@ def keep_the_better(
     after = [p.get_value() for p in objective.parameters]
 
     def log_weights():
-        log_p, log_q = objective.weigh(noise, seeds)
+        _, log_p, log_q = objective.weigh(noise, seeds)
         return np.asarray(log_p - log_q, dtype=float)
 
     fitted = log_weights()

@@ -27,7 +27,7 @@ from rich.theme import Theme
 
 from pymc_emf.bijections.root_finding import RootFinder, check_root_finder
 from pymc_emf.engine.compile import compile_bijection
-from pymc_emf.engine.loop import MAX_BAD_STEPS, compile_chunk, start_state
+from pymc_emf.engine.loop import MAX_BAD_STEPS, Chunk, compile_chunk, start_state
 from pymc_emf.engine.optimizers import default_optimizer, from_pymc
 from pymc_emf.exceptions import NonFiniteELBOError
 from pymc_emf.layers import StructuredLayer, make_layers
@@ -260,13 +260,19 @@ class EMFApprox(Inference):
         approx = self._bind()
         approx.groups[0].include_transformed = include_transformed
         started = time.perf_counter()
-        if not self._prepared:
-            try:
-                self._prepare(approx)
-            except BaseException:
+        chunk = None
+        try:
+            start = None if self._prepared else self._rewrite(approx)
+            if with_jax:
+                optimizer = self._optimizer(n, obj_optimizer, total_grad_norm_constraint)
+                chunk = self._compile(optimizer, flat=obj_optimizer is None, n_draws=obj_n_mc)
+            if not self._prepared:
+                self._find_start(approx, start)
+        except BaseException:
+            if not self._prepared:
                 del self.objective  # as if fit had never been called
-                raise
-            self._prepared = True
+            raise
+        self._prepared = True
         if not with_jax:
             kwargs["compile_kwargs"] = resolve_backend_compile_kwargs(backend, compile_kwargs)
             approx.use_backend(kwargs["compile_kwargs"])
@@ -285,10 +291,10 @@ class EMFApprox(Inference):
             )
             return approx
         approx.use_backend(None)
-        optimizer = self._optimizer(n, obj_optimizer, total_grad_norm_constraint)
         self._run_jax(
             approx,
             n,
+            chunk,
             optimizer,
             flat=obj_optimizer is None,
             n_draws=obj_n_mc,
@@ -310,20 +316,40 @@ class EMFApprox(Inference):
             raise TypeError("Need to call `.fit` first")
         self.fit(n, progressbar=progressbar, **kwargs)
 
-    def _prepare(self, approx: EMFApproximation) -> None:
+    def _rewrite(self, approx: EMFApproximation) -> np.ndarray | None:
+        """Turn the graphs into JAX functions; return the noise of the user's start."""
+        begin = time.perf_counter()
+        start = None if self.start is None else _to_noise(approx.objective, self.start)
+        approx.objective.rewrite()
+        approx.timing["rewrite"] += time.perf_counter() - begin
+        return start
+
+    def _find_start(self, approx: EMFApproximation, start: np.ndarray | None) -> None:
         """Check that the log density is finite somewhere, and find a good start."""
         begin = time.perf_counter()
         objective = approx.objective
-        start = None if self.start is None else _to_noise(objective, self.start)
-        objective.rewrite()
-        approx.timing["rewrite"] += time.perf_counter() - begin
-        begin = time.perf_counter()
         noise, log_density = evaluate_prior(objective, self._rng, start)
         if self.warm_start is not False:
             approx.warm_start = warm_start(objective, self._rng, noise, log_density, start)
         elif start is not None:
             approx.warm_start = start_at(objective, start)
         approx.timing["warm_start"] = time.perf_counter() - begin
+
+    def _compile(self, optimizer, *, flat, n_draws) -> Chunk:
+        """Begin to compile the loop; ``flat`` as in :meth:`_run_jax`."""
+        begin = time.perf_counter()
+        objective = self.approx.objective
+        values, unpack = _flatten(objective.parameters, flat)
+        chunk = compile_chunk(
+            lambda key: objective.draw(key, n_draws),
+            lambda values, drawn: objective.loss(unpack(values), drawn),
+            optimizer,
+            start_state(values, optimizer),
+            CHUNK_SIZE,
+            ahead=max(1, MAX_NUMBERS_AHEAD // (n_draws * objective.size)),
+        )
+        self.approx.timing["compile"] = time.perf_counter() - begin
+        return chunk
 
     def _optimizer(self, n, obj_optimizer, norm) -> optax.GradientTransformation:
         objective = self.approx.objective
@@ -351,24 +377,19 @@ class EMFApprox(Inference):
             optimizer = optax.chain(optax.clip_by_global_norm(norm), optimizer)
         return optimizer
 
-    def _run_jax(self, approx, n, optimizer, *, flat, n_draws, score, callbacks, progress) -> None:
+    def _run_jax(
+        self, approx, n, chunk, optimizer, *, flat, n_draws, score, callbacks, progress
+    ) -> None:
         """Run the fused loop; with ``flat`` the optimiser takes all parameters as one vector."""
         objective = approx.objective
         parameters = objective.parameters
         before = [p.get_value() for p in parameters]
-        values, unpack = ravel_pytree(before) if flat else (before, list)
+        values, unpack = _flatten(parameters, flat)
         state = start_state(values, optimizer)
         key = jax.random.key(int(self._rng.integers(2**31)))
         begin = time.perf_counter()
-        chunk = compile_chunk(
-            lambda key: objective.draw(key, n_draws),
-            lambda values, drawn: objective.loss(unpack(values), drawn),
-            optimizer,
-            state,
-            CHUNK_SIZE,
-            ahead=max(1, MAX_NUMBERS_AHEAD // (n_draws * objective.size)),
-        )
-        approx.timing["compile"] = time.perf_counter() - begin
+        chunk.wait()
+        approx.timing["compile"] += time.perf_counter() - begin
 
         losses = np.full(n, np.nan)
         done, bad_steps, stepping = 0, 0, 0.0
@@ -435,6 +456,12 @@ class EMFApprox(Inference):
             raise NonFiniteELBOError(
                 explain(approx.objective, key, kwargs["obj_n_mc"], step)
             ) from error
+
+
+def _flatten(parameters, flat: bool) -> tuple[Any, Callable[[Any], list[Any]]]:
+    """Values of the parameters, as one vector or as they are, and the way back to a list."""
+    values = [p.get_value() for p in parameters]
+    return ravel_pytree(values) if flat else (values, list)
 
 
 def _average(losses: np.ndarray) -> float:

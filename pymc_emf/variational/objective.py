@@ -5,10 +5,13 @@ from functools import cached_property
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
+from pytensor.graph.basic import Constant
 from pytensor.tensor.sharedvar import SharedVariable
+from scipy.stats import norm
 
 from pymc_emf.bijections.base import Bijection
 from pymc_emf.bijections.special import normal_logpdf
@@ -18,6 +21,10 @@ from pymc_emf.engine.jax import jaxify
 from pymc_emf.layers import Chain, StructuredLayer
 
 __all__ = ["Objective"]
+
+#: Draws evaluated in one compiled call, and how many numbers they may hold together.
+MAX_BATCH_SIZE = 500
+MAX_NUMBERS_TOGETHER = 10_000_000
 
 
 class Objective:
@@ -65,14 +72,14 @@ class Objective:
     def _target(self):
         """JAX function of gates, structured noise and minibatch indices.
 
-        Returns the log-density terms of the model, batch by batch, and log|det F|.
+        Returns the value, the log-density terms of the model, batch by batch, and log|det F|.
         """
         noise = self.noise()
         value, log_det = self.structured.forward(noise)
         batches = self.program.log_density_batches(value)
         self._batch_names = [names for names, _ in batches]
         terms = [batch for _, batch in batches]
-        outputs, self._minibatches = expose_minibatches([*terms, log_det])
+        outputs, self._minibatches = expose_minibatches([value, *terms, log_det])
         indices = [index for index, _ in self._minibatches]
         return jaxify(
             [*self.structured.parameters, noise, *indices], outputs, check_bounds=self.check_bounds
@@ -106,7 +113,7 @@ class Objective:
 
     def terms(self, gates, noise, minibatches):
         """Log-density terms, in order of ``term_names``, at structured noise (JAX)."""
-        *batches, _ = self._target(*gates, noise, *minibatches)
+        _, *batches, _ = self._target(*gates, noise, *minibatches)
         terms = {
             name: batch[i] if jnp.ndim(batch) else batch
             for names, batch in zip(self._batch_names, batches, strict=True)
@@ -114,18 +121,18 @@ class Objective:
         }
         return [terms[name] for name in self.term_names]
 
-    def log_p(self, gates, noise, minibatches):
-        """Log joint density and log|det F| at structured noise (JAX)."""
-        *batches, log_det = self._target(*gates, noise, *minibatches)
+    def evaluate(self, gates, noise, minibatches):
+        """Value, log joint density and log|det F| at structured noise (JAX)."""
+        value, *batches, log_det = self._target(*gates, noise, *minibatches)
         totals = [
             batch.sum() if jnp.ndim(batch) else len(names) * batch
             for names, batch in zip(self._batch_names, batches, strict=True)
         ]
-        return sum(totals), log_det
+        return value, sum(totals), log_det
 
     def pulled_back(self, gates, noise, minibatches):
         """Log density of the posterior, unnormalised, in the structured layer's noise (JAX)."""
-        log_p, log_det = self.log_p(gates, noise, minibatches)
+        _, log_p, log_det = self.evaluate(gates, noise, minibatches)
         return log_p + log_det
 
     def structured_noise(self, parameters, noise):
@@ -136,7 +143,7 @@ class Objective:
         """Log joint density and log density of the approximation at one draw (JAX)."""
         gates = parameters[len(self.layer_parameters) :]
         inner, base_log_det = self.structured_noise(parameters, noise)
-        log_p, log_det = self.log_p(gates, inner, minibatches)
+        _, log_p, log_det = self.evaluate(gates, inner, minibatches)
         normal = jax.scipy.stats.norm.logpdf(noise).sum()
         return log_p, normal - base_log_det - log_det
 
@@ -156,19 +163,45 @@ class Objective:
         log_p, log_q = jax.vmap(lambda e: self.log_p_and_q(parameters, e, minibatches))(noise)
         return (log_q - log_p).mean()
 
-    @cached_property
-    def weigh(self):
-        """Log joint density and log density of the approximation at many draws, compiled.
+    # The warm start, the final check and the draws share these two, which compile once: a batch
+    # has one size, whatever the number of events.
 
-        ``weigh(noise, seeds)`` takes arrays of shape (draws, size) and (draws,); the seeds
-        choose the minibatch of each draw, if the model has any.
+    @cached_property
+    def _flow_many(self):
+        return batch_jax(self.structured_noise, self.layer_parameters, size=self.batch_size)
+
+    @cached_property
+    def evaluate_many(self):
+        """Value, log joint density and log|det F| at many points of structured noise.
+
+        ``evaluate_many(noise, seeds)`` takes arrays of shape (points, size) and (points,); the
+        seeds choose the minibatch of each point, if the model has any.
         """
 
-        def single(parameters, noise, seed):
-            minibatches = self.draw_minibatches(jax.random.key(seed))
-            return self.log_p_and_q(parameters, noise, minibatches)
+        def single(gates, noise, seed):
+            return self.evaluate(gates, noise, self.draw_minibatches(jax.random.key(seed)))
 
-        return batch_jax(single, self.parameters)
+        return batch_jax(single, self.structured.parameters, size=self.batch_size)
+
+    def weigh(self, noise: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Value, log joint density and log density of the approximation at many draws.
+
+        Parameters
+        ----------
+        noise : ndarray, shape (draws, size)
+        seeds : ndarray, shape (draws,)
+            As of ``evaluate_many``.
+        """
+        inner, base_log_det = self._flow_many(noise)
+        value, log_p, log_det = self.evaluate_many(inner, seeds)
+        return value, log_p, norm.logpdf(noise).sum(axis=1) - base_log_det - log_det
+
+    @property
+    def batch_size(self) -> int:
+        """Number of draws that are evaluated together, fewer the more data the model has."""
+        frozen = self.program.frozen
+        data = [np.size(v.data) for v in frozen.rvs_to_values.values() if isinstance(v, Constant)]
+        return int(np.clip(MAX_NUMBERS_TOGETHER // (self.size + sum(data)), 1, MAX_BATCH_SIZE))
 
     def symbolic_log_q(self, noise):
         """Map noise to value; returns the log density of the approximation there (PyTensor)."""
