@@ -38,7 +38,7 @@ from pymc_emf.rolling import (
     schedule,
 )
 
-__all__ = ["Program", "Site"]
+__all__ = ["Program", "Site", "split_batches"]
 
 
 @dataclass(frozen=True)
@@ -414,12 +414,17 @@ class Program:
             Name of each free variable, observed variable and potential to its term in nats,
             with the log Jacobians of the transforms; their sum is ``model.logp()``.
         """
-        terms = {
-            name: batch[i] if batch.ndim else batch
-            for names, batch in self.log_density_batches(value)
-            for i, name in enumerate(names)
-        }
+        terms = split_batches(self.log_density_batches(value))
         return {name: terms[name] for name in self.term_names}
+
+
+def split_batches(batches: Sequence[tuple[list[str], Any]]) -> dict[str, Any]:
+    """Each term of :meth:`Program.log_density_batches`, symbolic or evaluated, by its name."""
+    return {
+        name: batch[i] if batch.ndim else batch
+        for names, batch in batches
+        for i, name in enumerate(names)
+    }
 
 
 def _transform_key(site: Site, stand_ins: dict[Any, Any]) -> list[Any]:

@@ -18,6 +18,8 @@ from scipy.special import betainc, expit, gammainc, gammaincc, log_ndtr, ndtr
 
 import pymc_emf as emf
 
+from pymc_emf.bijections.by_density import gamma_log
+from pymc_emf.engine.jax import jaxify
 from tests.helpers import UNREWRITTEN, Functions
 
 #: Within 6 the values must be right, within 8 finite.
@@ -359,3 +361,12 @@ def test_secant_finds_the_same():
         np.testing.assert_allclose(by_secant.forward(noise), by_default.forward(noise), rtol=1e-9)
     with pytest.raises(ValueError, match="root_finder"):
         emf.bijection(pm.Gamma.dist(0.3, 1.0), root_finder="bisection")
+
+
+@pytest.mark.parametrize("concentration", [0.3, np.array([0.3, 2.0, 50.0])])
+def test_noise_with_more_axes_than_the_parameters(concentration):
+    noise = np.array([[-3.0, 0.0, 2.0], [1.0, 1.0, 1.0]])
+    event = pt.dmatrix("noise")
+    value, _ = gamma_log(pt.constant(concentration)).to_value(event)
+    expected = np.log(st.gamma.isf(ndtr(-noise), concentration))
+    np.testing.assert_allclose(jaxify([event], [value])(noise)[0], expected, rtol=1e-7)

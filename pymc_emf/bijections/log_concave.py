@@ -82,10 +82,10 @@ class LogConcave(ByDensity):
     def _fallen(self, level, start, n_points):
         """Distances to the left and to the right, stacked, where the drop has reached a level.
 
-        Convexity gives a bracket from the drop at a starting point; the first of a few points
+        Convexity gives a bracket from the drop at a starting distance; the first of a few points
         between beyond the level is taken.
         """
-        side = on_nodes(np.array([-1.0, 1.0]), self.origin)
+        side = on_nodes(np.array([-1.0, 1.0]), start[0])
 
         def drop(distance):
             return self.drop(side * distance)
@@ -100,7 +100,7 @@ class LogConcave(ByDensity):
     @cached_property
     def _reach(self):
         """Where the density has fallen by one nat."""
-        return self._fallen(1.0, self.scale, 12)
+        return self._fallen(1.0, pt.stack([self.scale, self.scale]), 12)
 
     def noise(self, d, rule=FINE):
         """Noise at the deviation ``d`` from the mode."""
@@ -136,7 +136,8 @@ class LogConcave(ByDensity):
     def search(self, noise):
         # a little more than the bound, for densities that are not quite log-concave
         level = 1e-6 - 1.02 * pt.stack(tails(noise))
-        bracket = self._fallen(level, self._reach, 8)
+        further = range(1, 1 + noise.ndim - self.scale.ndim)
+        bracket = self._fallen(level, pt.expand_dims(self._reach, tuple(further)), 8)
         return bracketed_root(
             lambda d: stop_gradient(self.noise(d, COARSE)) - noise,
             -bracket[0],

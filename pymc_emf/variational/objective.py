@@ -19,6 +19,7 @@ from pymc_emf.engine.batch import batch_jax
 from pymc_emf.engine.graph import expose_minibatches
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.layers import Chain, StructuredLayer
+from pymc_emf.program import split_batches
 
 __all__ = ["Objective"]
 
@@ -114,11 +115,7 @@ class Objective:
     def terms(self, gates, noise, minibatches):
         """Log-density terms, in order of ``term_names``, at structured noise (JAX)."""
         _, *batches, _ = self._target(*gates, noise, *minibatches)
-        terms = {
-            name: batch[i] if jnp.ndim(batch) else batch
-            for names, batch in zip(self._batch_names, batches, strict=True)
-            for i, name in enumerate(names)
-        }
+        terms = split_batches(list(zip(self._batch_names, batches, strict=True)))
         return [terms[name] for name in self.term_names]
 
     def evaluate(self, gates, noise, minibatches):
