@@ -67,7 +67,8 @@ def evaluate_prior(
     """
     noise = rng.normal(size=(N_PRIOR_DRAWS, objective.size)).astype(pytensor.config.floatX)
     noise[0] = 0.0 if start is None else start
-    seeds = rng.integers(2**31, size=N_PRIOR_DRAWS)
+    # one minibatch for all, or the best points would be those with the luckiest one
+    seeds = np.full(N_PRIOR_DRAWS, rng.integers(2**31))
     _, log_p, log_det = objective.evaluate_many(noise, seeds)
     total = log_p + log_det
     if not np.isfinite(total).any():
@@ -184,8 +185,12 @@ def _laplace(
             return 1e300, np.zeros_like(gradient)
         return value, gradient
 
+    def gradient(noise):
+        value, slope = function(noise)
+        return slope if value < 1e300 else np.full_like(slope, np.nan)
+
     def hessian(noise):
-        return _hessian(lambda point: function(point)[1], noise, float(np.finfo(dtype).eps))
+        return _hessian(gradient, noise, float(np.finfo(dtype).eps))
 
     options = {"maxiter": 1000}
     modes = [
