@@ -10,7 +10,7 @@ import pytensor.tensor as pt
 from pytensor.tensor.sharedvar import SharedVariable
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.base import Bijection
+from pymc_emf.bijections.base import Triangular
 from pymc_emf.layers.parameters import parameter
 
 __all__ = ["MaskedAutoregressive"]
@@ -20,7 +20,7 @@ __all__ = ["MaskedAutoregressive"]
 LOG_SCALE_BOUND = 5.0
 
 
-class MaskedAutoregressive(Bijection):
+class MaskedAutoregressive(Triangular):
     r"""Affine autoregressive layer with a masked network (MADE).
 
     Forward is one pass of the network, :math:`y_i = m_i(\varepsilon_{<i}) +
@@ -83,11 +83,11 @@ class MaskedAutoregressive(Bijection):
         shift, raw = hidden[: self.size], hidden[self.size :]
         return shift, LOG_SCALE_BOUND * pt.tanh(raw / LOG_SCALE_BOUND)
 
-    def forward(self, noise):
+    def to_value(self, noise):
         shift, log_scale = self.network(noise)
-        return shift + pt.exp(log_scale) * noise, log_scale.sum()
+        return shift + pt.exp(log_scale) * noise, log_scale
 
-    def inverse(self, value):
+    def to_noise(self, value):
         # After k passes the first k elements (the last, if reversed) are exact.
         def improve(noise, value):
             shift, log_scale = self.network(noise)
@@ -101,7 +101,7 @@ class MaskedAutoregressive(Bijection):
             return_updates=False,
         )[-1]
         _, log_scale = self.network(noise)
-        return noise, -log_scale.sum()
+        return noise, log_scale
 
     @property
     def parameters(self):

@@ -4,7 +4,7 @@ import logging
 import time
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -36,7 +36,7 @@ from pymc_emf.layers.structured import Gate
 from pymc_emf.program import Program
 from pymc_emf.variational.approximation import EMFApproximation, make_rng
 from pymc_emf.variational.checks import explain, keep_the_better, store
-from pymc_emf.variational.objective import Objective
+from pymc_emf.variational.objective import Gradient, Objective
 from pymc_emf.variational.warm_start import evaluate_prior, start_at, warm_start
 
 __all__ = ["EMFApprox", "fit"]
@@ -83,6 +83,10 @@ class EMFApprox(Inference):
     warm_start : "auto" or bool
         Whether to look for a good start before the fit. "auto" does so whenever the last of the
         layers is affine.
+    gradient : {"path", "reparameterised"}
+        Estimator of the gradient in the layers' parameters: the path derivative ("sticking the
+        landing"), whose noise vanishes as the approximation nears the posterior, or plain
+        reparameterisation, see :doc:`/engine`.
     random_seed : int, RandomState or Generator, optional
         ``pm.fit`` does not pass its own seed on to a method given as an instance.
     start : dict, optional
@@ -124,6 +128,7 @@ class EMFApprox(Inference):
         embed: bool | Literal["strict"] = True,
         root_finder: RootFinder = "chandrupatla",
         warm_start: bool | Literal["auto"] = "auto",
+        gradient: Gradient = "path",
         random_seed: RandomState = None,
         start: Mapping[str, Any] | None = None,
     ):
@@ -132,6 +137,8 @@ class EMFApprox(Inference):
         check_root_finder(root_finder)
         if warm_start not in (True, False, "auto"):
             raise ValueError(f'warm_start must be "auto", True or False, got {warm_start!r}.')
+        if gradient not in get_args(Gradient):
+            raise ValueError(f'gradient must be "path" or "reparameterised", got {gradient!r}.')
         self.hist = np.asarray(())
         self.state = None
         self.layers = layers
@@ -140,6 +147,7 @@ class EMFApprox(Inference):
         self.embed = embed
         self.root_finder = root_finder
         self.warm_start = warm_start
+        self.gradient = gradient
         self.start = start
         self._model = model
         self._prepared = False
@@ -183,7 +191,8 @@ class EMFApprox(Inference):
             root_finder=self.root_finder,
         )
         layers = make_layers(self.layers, structured.size, self._rng)
-        approx = EMFApproximation(Objective(layers, structured), random_seed=self._rng)
+        objective = Objective(layers, structured, self.gradient)
+        approx = EMFApproximation(objective, random_seed=self._rng)
         self.objective = KL(approx)(None)
         approx.timing["rewrite"] = time.perf_counter() - start
         return approx
@@ -535,7 +544,7 @@ def fit(
         Values of some variables to start from.
     **kwargs
         Options of :class:`EMFApprox` (``layers``, ``gate``, ``gate_init``, ``embed``,
-        ``root_finder``, ``warm_start``) and arguments of :meth:`EMFApprox.fit`.
+        ``root_finder``, ``warm_start``, ``gradient``) and arguments of :meth:`EMFApprox.fit`.
 
     Returns
     -------
@@ -556,4 +565,4 @@ def fit(
     return EMFApprox(model, random_seed=random_seed, start=start, **options).fit(n, **kwargs)
 
 
-_OPTIONS = ("layers", "gate", "gate_init", "embed", "root_finder", "warm_start")
+_OPTIONS = ("layers", "gate", "gate_init", "embed", "root_finder", "warm_start", "gradient")

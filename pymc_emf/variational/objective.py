@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,11 @@ from pymc_emf.engine.graph import expose_minibatches
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.layers import Chain, StructuredLayer
 from pymc_emf.program import split_batches
+from pymc_emf.variational.path_gradient import Flow
 
-__all__ = ["Objective"]
+__all__ = ["Gradient", "Objective"]
+
+Gradient = Literal["path", "reparameterised"]
 
 #: Draws evaluated in one compiled call, and how many numbers they may hold together.
 MAX_BATCH_SIZE = 500
@@ -40,10 +44,18 @@ class Objective:
     layers : sequence of Bijection
         From the noise onwards; may be empty.
     structured : StructuredLayer
+    gradient : {"path", "reparameterised"}
+        How :meth:`loss` is differentiated in the parameters of the layers.
     """
 
-    def __init__(self, layers: Sequence[Bijection], structured: StructuredLayer):
+    def __init__(
+        self,
+        layers: Sequence[Bijection],
+        structured: StructuredLayer,
+        gradient: Gradient = "path",
+    ):
         self.layers = tuple(layers)
+        self.gradient = gradient
         self.structured = structured
         self.program = structured.program
         self.flow = Chain([*self.layers, structured])
@@ -87,16 +99,12 @@ class Objective:
         )
 
     @cached_property
-    def _base(self):
-        """JAX function of layer parameters and noise; returns structured noise and log|det A|."""
-        if not self.layers:
-            return lambda noise: (noise, 0.0)
-        noise = self.noise()
-        return jaxify([*self.layer_parameters, noise], Chain(self.layers).forward(noise))
+    def _flow(self) -> Flow:
+        return Flow(self.layers, self.size)
 
     def rewrite(self) -> None:
         """Turn the graphs into JAX functions now, rather than at first use."""
-        _ = self._base, self._target
+        _ = self._flow, self._target
 
     def draw_minibatches(self, key: jax.Array) -> list[jax.Array]:
         """Row indices of one minibatch, for every ``pm.Minibatch`` of the model."""
@@ -134,15 +142,7 @@ class Objective:
 
     def structured_noise(self, parameters, noise):
         """Map noise through the flow layers; returns log|det A| too (JAX)."""
-        return self._base(*parameters[: len(self.layer_parameters)], noise)
-
-    def log_p_and_q(self, parameters, noise, minibatches):
-        """Log joint density and log density of the approximation at one draw (JAX)."""
-        gates = parameters[len(self.layer_parameters) :]
-        inner, base_log_det = self.structured_noise(parameters, noise)
-        _, log_p, log_det = self.evaluate(gates, inner, minibatches)
-        normal = jax.scipy.stats.norm.logpdf(noise).sum()
-        return log_p, normal - base_log_det - log_det
+        return self._flow.forward(parameters[: len(self.layer_parameters)], noise)
 
     def draw(self, key: jax.Array, n_draws: int):
         """Noise and minibatch of one step (JAX)."""
@@ -152,13 +152,32 @@ class Objective:
         return noise, self.draw_minibatches(minibatch_key)
 
     def loss(self, parameters, drawn):
-        """Negative ELBO in nats, from the reparameterised draws of one step (JAX).
+        """Negative ELBO in nats, from the draws of one step (JAX).
 
-        ``drawn`` is what :meth:`draw` returns: noise of shape (draws, size) and a minibatch.
+        Its derivative is an unbiased estimate of that of the negative ELBO: of the layers'
+        parameters by the path derivative or by reparameterisation, of the gates by the latter.
+
+        Parameters
+        ----------
+        parameters : sequence of array
+        drawn : tuple
+            What :meth:`draw` returns: noise of shape (draws, size) and a minibatch.
         """
         noise, minibatches = drawn
-        log_p, log_q = jax.vmap(lambda e: self.log_p_and_q(parameters, e, minibatches))(noise)
+        gates = parameters[len(self.layer_parameters) :]
+        inner, log_det = jax.vmap(lambda e: self.structured_noise(parameters, e))(noise)
+        log_p = jax.vmap(lambda e: self.pulled_back(gates, e, minibatches))(inner)
+        log_q = jax.scipy.stats.norm.logpdf(noise).sum(axis=1) - log_det
+        if self.gradient == "path":
+            log_q = self._along_the_path(parameters, noise, inner, log_q)
         return (log_q - log_p).mean()
+
+    def _along_the_path(self, parameters, noise, inner, log_q):
+        """The same ``log_q``, whose derivative sees the draws move but not the density."""
+        layer_parameters = jax.lax.stop_gradient(parameters[: len(self.layer_parameters)])
+        _, score = self._flow.push(layer_parameters, noise, -noise)
+        movement = inner - jax.lax.stop_gradient(inner)
+        return jax.lax.stop_gradient(log_q) + (jax.lax.stop_gradient(score) * movement).sum(axis=1)
 
     # The warm start, the final check and the draws share these two, which compile once: a batch
     # has one size, whatever the number of events.
