@@ -43,10 +43,11 @@ def make(name):
     """Layers away from the identity, and the values of their parameters."""
     layers = LAYERS[name]()
     rng = np.random.default_rng(1)
-    parameters = [p for layer in layers for p in layer.parameters]
-    for p in parameters:
-        p.set_value(p.get_value() + 0.3 * rng.normal(size=p.get_value().shape))
-    return layers, [jnp.asarray(p.get_value()) for p in parameters]
+    for layer in layers:
+        for p in layer.parameters:
+            p.set_value(p.get_value() + 0.3 * rng.normal(size=p.get_value().shape))
+    variables = [v for layer in layers for v in layer.variables]
+    return layers, [jnp.asarray(v.get_value()) for v in variables]
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -98,11 +99,12 @@ def gradients(layers, structured, gradient, n_draws, seeds):
     objective = Objective(layers, structured, gradient)
     objective.rewrite()
     parameters = [jnp.asarray(p.get_value()) for p in objective.parameters]
+    buffers = [jnp.asarray(b.get_value()) for b in objective.buffers]
 
     @jax.jit
     def estimate(seed):
         drawn = objective.draw(jax.random.key(seed), n_draws)
-        loss, gradient = jax.value_and_grad(objective.loss)(parameters, drawn)
+        loss, gradient = jax.value_and_grad(objective.loss)(parameters, buffers, drawn)
         return loss, ravel_pytree(gradient)[0]
 
     losses, estimates = zip(*map(estimate, range(seeds)), strict=True)

@@ -65,6 +65,16 @@ class Bijection(ABC):
         """Trainable shared variables, in a fixed order."""
         return []
 
+    @property
+    def buffers(self) -> list[SharedVariable]:
+        """Shared variables that are set but not trained, in a fixed order."""
+        return []
+
+    @property
+    def variables(self) -> list[SharedVariable]:
+        """Parameters and buffers, in a fixed order."""
+        return [*self.parameters, *self.buffers]
+
 
 class Triangular(Bijection):
     """A map with a triangular Jacobian, of which the elements' own derivatives are known."""

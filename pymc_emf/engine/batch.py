@@ -23,16 +23,16 @@ Batched = Callable[..., tuple[np.ndarray, ...]]
 
 def batch_jax(
     function: Callable[..., tuple[Any, ...]],
-    parameters: Sequence[SharedVariable],
+    variables: Sequence[SharedVariable],
     size: int | None = None,
 ) -> Batched:
-    """Vectorise and jit a JAX function of parameters and one event.
+    """Vectorise and jit a JAX function of shared variables and one event.
 
     Parameters
     ----------
     function : callable
-        ``function(parameters, *event)`` returns a tuple.
-    parameters : sequence of SharedVariable
+        ``function(values, *event)`` returns a tuple.
+    variables : sequence of SharedVariable
         Read at every call.
     size : int, optional
         Number of events in one compiled call, even if there are fewer; by default a power of two
@@ -50,7 +50,7 @@ def batch_jax(
         return jax.vmap(lambda event: function(values, *event))(events)
 
     def run(*events: np.ndarray) -> tuple[np.ndarray, ...]:
-        values = [jnp.asarray(p.get_value()) for p in parameters]
+        values = [jnp.asarray(v.get_value()) for v in variables]
         n_events = len(events[0])
         step = size or min(BATCH_SIZE, _next_power_of_two(n_events))
         pieces = []

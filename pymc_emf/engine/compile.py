@@ -62,14 +62,14 @@ class CompiledBijection:
 
     def _compile(self, direction, shape):
         event = pt.tensor("event", shape=shape, dtype=pytensor.config.floatX)
-        parameters = self.bijection.parameters
+        variables = self.bijection.variables
         outputs = getattr(self.bijection, direction)(event)
-        single = jaxify([*parameters, event], outputs)
-        return batch_jax(partial(_with_parameters, single), parameters)
+        single = jaxify([*variables, event], outputs)
+        return batch_jax(partial(_with_variables, single), variables)
 
 
-def _with_parameters(single, parameters, event):
-    return tuple(single(*parameters, event))
+def _with_variables(single, variables, event):
+    return tuple(single(*variables, event))
 
 
 def compile_bijection(bijection: Bijection) -> CompiledBijection:

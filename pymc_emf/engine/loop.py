@@ -13,7 +13,7 @@ __all__ = ["MAX_BAD_STEPS", "Chunk", "LoopState", "compile_chunk", "start_state"
 
 Parameters = Any
 DrawFn = Callable[[jax.Array], Any]
-LossFn = Callable[[Parameters, Any], jax.Array]
+LossFn = Callable[[Parameters, Any, Any], jax.Array]
 
 #: Steps in a row whose loss or gradient may be non-finite before the loop gives up. Such steps
 #: change nothing, so an isolated overflow early on costs one step and no more.
@@ -26,6 +26,8 @@ class LoopState(NamedTuple):
     Attributes
     ----------
     parameters, optimizer : pytree
+    constants : pytree
+        Passed on to the loss.
     step : int
         Number of steps taken.
     bad_steps : int
@@ -35,6 +37,7 @@ class LoopState(NamedTuple):
 
     parameters: Parameters
     optimizer: Any
+    constants: Any
     step: jax.Array
     bad_steps: jax.Array
 
@@ -61,11 +64,13 @@ class Chunk:
 _COMPILER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pymc_emf_compile")
 
 
-def start_state(parameters: Parameters, optimizer: optax.GradientTransformation) -> LoopState:
+def start_state(
+    parameters: Parameters, optimizer: optax.GradientTransformation, constants: Any = ()
+) -> LoopState:
     """State before the first step."""
-    parameters = jax.tree.map(jnp.asarray, parameters)
+    parameters, constants = jax.tree.map(jnp.asarray, (parameters, constants))
     zero = jnp.zeros((), dtype=jnp.int32)
-    return LoopState(parameters, optimizer.init(parameters), zero, zero)
+    return LoopState(parameters, optimizer.init(parameters), constants, zero, zero)
 
 
 def compile_chunk(
@@ -86,7 +91,7 @@ def compile_chunk(
         of step i is ``fold_in(key, i)``, so that the result depends neither on ``size`` nor on
         where the loop was interrupted.
     loss : callable
-        ``loss(parameters, drawn)``, a scalar.
+        ``loss(parameters, constants, drawn)``, a scalar.
     optimizer : optax.GradientTransformation
     state : LoopState
         Gives shapes and types.
@@ -104,7 +109,7 @@ def compile_chunk(
     ahead = size if ahead is None else min(ahead, size)
 
     def one_step(state: LoopState, drawn: Any) -> tuple[LoopState, jax.Array]:
-        value, gradient = jax.value_and_grad(loss)(state.parameters, drawn)
+        value, gradient = jax.value_and_grad(loss)(state.parameters, state.constants, drawn)
         finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
         proceed = finite & (state.bad_steps < MAX_BAD_STEPS)
 
@@ -117,7 +122,13 @@ def compile_chunk(
             proceed, advance, lambda *unchanged: unchanged, state.parameters, state.optimizer
         )
         bad_steps = jnp.where(proceed, 0, state.bad_steps + 1)
-        return LoopState(parameters, optimizer_state, state.step + 1, bad_steps), value
+        state = state._replace(
+            parameters=parameters,
+            optimizer=optimizer_state,
+            step=state.step + 1,
+            bad_steps=bad_steps,
+        )
+        return state, value
 
     def steps(state: LoopState, key: jax.Array, n: jax.Array) -> tuple[LoopState, jax.Array]:
         # Loops with a dynamic length are the while loops that lax.scan would become, and serve

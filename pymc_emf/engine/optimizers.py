@@ -1,7 +1,7 @@
 """Optimisers: the default schedule, and PyMC's own optimisers as optax transformations."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,22 @@ __all__ = ["default_optimizer", "from_pymc"]
 #: Where data and prior disagree, early gradients are huge, and Adam remembers their squares for
 #: a thousand steps.
 MAX_GRADIENT_NORM = 100.0
+MAX_WARMUP = 100
+
+
+class ScheduleState(NamedTuple):
+    """Where a schedule stands; all of it is data, so that one compiled loop serves every fit.
+
+    Attributes
+    ----------
+    step, n_steps : int
+    rates : array
+        Peak learning rate of each element.
+    """
+
+    step: jax.Array
+    n_steps: jax.Array
+    rates: jax.Array
 
 
 def default_optimizer(n: int, rates: np.ndarray) -> optax.GradientTransformation:
@@ -30,19 +46,29 @@ def default_optimizer(n: int, rates: np.ndarray) -> optax.GradientTransformation
     rates : ndarray
         Peak learning rate of each element.
     """
-    warmup = max(1, min(n // 20, 100))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, max(n, warmup + 1))
 
-    def scale(updates, state, parameters=None):
+    def init(parameters):
+        zero = jnp.zeros((), dtype=jnp.int32)
+        return ScheduleState(zero, zero + n, jnp.asarray(rates, parameters.dtype))
+
+    def update(updates, state, parameters=None):
         del parameters
-        return updates * jnp.asarray(rates, updates.dtype), state
+        factor = _warmup_cosine(state.step, state.n_steps).astype(updates.dtype)
+        return -factor * state.rates * updates, state._replace(step=state.step + 1)
 
     return optax.chain(
         optax.clip_by_global_norm(MAX_GRADIENT_NORM),
         optax.scale_by_adam(),
-        optax.GradientTransformation(lambda _: optax.EmptyState(), scale),
-        optax.scale_by_learning_rate(schedule),
+        optax.GradientTransformation(init, update),
     )
+
+
+def _warmup_cosine(step: jax.Array, n_steps: jax.Array) -> jax.Array:
+    """Share of the peak rate: a linear rise, then half a cosine down to zero."""
+    warmup = jnp.clip(n_steps // 20, 1, MAX_WARMUP)
+    decay = (step - warmup) / jnp.maximum(n_steps - warmup, 1)
+    falling = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(decay, 0.0, 1.0)))
+    return jnp.where(step < warmup, step / warmup, falling)
 
 
 def from_pymc(

@@ -9,6 +9,9 @@ from pymc_emf.layers.parameters import parameter
 
 __all__ = ["Affine", "LowerTriangular"]
 
+# Each layer is a trainable affine map followed by a fixed one, its frame, which the warm start
+# sets: what is trained then has unit scale, whatever the scales and correlations of the model.
+
 
 class Affine(Bijection):
     r"""Trainable elementwise affine layer :math:`\mu + \sigma \odot \varepsilon`: mean field.
@@ -25,16 +28,28 @@ class Affine(Bijection):
         self.size = size
         self.loc = parameter(np.zeros(size), "loc")
         self.log_scale = parameter(np.zeros(size), "log_scale")
+        self.frame_loc = parameter(np.zeros(size), "frame_loc")
+        self.frame_log_scale = parameter(np.zeros(size), "frame_log_scale")
+
+    @property
+    def _log_det(self):
+        return self.log_scale.sum() + self.frame_log_scale.sum()
 
     def forward(self, noise):
-        return self.loc + pt.exp(self.log_scale) * noise, self.log_scale.sum()
+        inner = self.loc + pt.exp(self.log_scale) * noise
+        return self.frame_loc + pt.exp(self.frame_log_scale) * inner, self._log_det
 
     def inverse(self, value):
-        return (value - self.loc) * pt.exp(-self.log_scale), -self.log_scale.sum()
+        inner = (value - self.frame_loc) * pt.exp(-self.frame_log_scale)
+        return (inner - self.loc) * pt.exp(-self.log_scale), -self._log_det
 
     @property
     def parameters(self):
         return [self.loc, self.log_scale]
+
+    @property
+    def buffers(self):
+        return [self.frame_loc, self.frame_log_scale]
 
     def set(self, loc: np.ndarray, cholesky: np.ndarray | None = None) -> None:
         """Set to the product of normals closest to the normal with this mean and Cholesky factor.
@@ -42,13 +57,14 @@ class Affine(Bijection):
         Closest in Kullback-Leibler divergence from the product: the precisions agree. Without a
         factor the scales are one.
         """
-        _set(self.loc, loc)
-        if cholesky is None:
-            _set(self.log_scale, np.zeros(self.size))
-            return
-        inverse_factor = np.linalg.inv(cholesky)
-        precision = np.sum(inverse_factor**2, axis=0)
-        _set(self.log_scale, -0.5 * np.log(precision))
+        log_scale = np.zeros(self.size)
+        if cholesky is not None:
+            inverse_factor = np.linalg.inv(cholesky)
+            log_scale = -0.5 * np.log(np.sum(inverse_factor**2, axis=0))
+        _set(self.frame_loc, loc)
+        _set(self.frame_log_scale, log_scale)
+        _set(self.loc, np.zeros(self.size))
+        _set(self.log_scale, np.zeros(self.size))
 
 
 class LowerTriangular(Bijection):
@@ -67,31 +83,43 @@ class LowerTriangular(Bijection):
         self.loc = parameter(np.zeros(size), "loc")
         self.log_diagonal = parameter(np.zeros(size), "log_diagonal")
         self.below = parameter(np.zeros(size * (size - 1) // 2), "below")
+        self.frame_loc = parameter(np.zeros(size), "frame_loc")
+        self.frame_matrix = parameter(np.eye(size), "frame_matrix")
 
     @property
     def matrix(self):
-        """The triangular matrix, symbolic."""
+        """The trainable triangular matrix, symbolic."""
         rows, columns = np.tril_indices(self.size, -1)
         matrix = pt.diag(pt.exp(self.log_diagonal))
         return matrix[rows, columns].set(self.below) if self.size > 1 else matrix
 
+    @property
+    def _log_det(self):
+        return self.log_diagonal.sum() + pt.log(pt.diag(self.frame_matrix)).sum()
+
     def forward(self, noise):
-        return self.loc + self.matrix @ noise, self.log_diagonal.sum()
+        inner = self.loc + self.matrix @ noise
+        return self.frame_loc + self.frame_matrix @ inner, self._log_det
 
     def inverse(self, value):
-        noise, _ = TriangularAffine(self.loc, self.matrix).inverse(value)
-        return noise, -self.log_diagonal.sum()
+        inner, _ = TriangularAffine(self.frame_loc, self.frame_matrix).inverse(value)
+        noise, _ = TriangularAffine(self.loc, self.matrix).inverse(inner)
+        return noise, -self._log_det
 
     @property
     def parameters(self):
         return [self.loc, self.log_diagonal, self.below]
 
+    @property
+    def buffers(self):
+        return [self.frame_loc, self.frame_matrix]
+
     def set(self, loc: np.ndarray, cholesky: np.ndarray | None = None) -> None:
         """Set to the normal with this mean and lower Cholesky factor, by default the identity."""
-        cholesky = np.eye(self.size) if cholesky is None else cholesky
-        _set(self.loc, loc)
-        _set(self.log_diagonal, np.log(np.diag(cholesky)))
-        _set(self.below, cholesky[np.tril_indices(self.size, -1)])
+        _set(self.frame_loc, loc)
+        _set(self.frame_matrix, np.eye(self.size) if cholesky is None else cholesky)
+        for shared in self.parameters:
+            _set(shared, np.zeros(shared.get_value(borrow=True).shape))
 
 
 def _set(shared, values: np.ndarray) -> None:

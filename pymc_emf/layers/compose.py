@@ -32,6 +32,14 @@ class Chain(Bijection):
     def parameters(self):
         return [p for layer in self.layers for p in layer.parameters]
 
+    @property
+    def buffers(self):
+        return [b for layer in self.layers for b in layer.buffers]
+
+    @property
+    def variables(self):
+        return [v for layer in self.layers for v in layer.variables]
+
 
 def _through(maps, event):
     log_dets = []
@@ -81,6 +89,14 @@ class Parallel(Bijection):
     def parameters(self):
         return [p for layer in self.layers for p in layer.parameters]
 
+    @property
+    def buffers(self):
+        return [b for layer in self.layers for b in layer.buffers]
+
+    @property
+    def variables(self):
+        return [v for layer in self.layers for v in layer.variables]
+
 
 class Invert(Bijection):
     """A bijection with its two directions exchanged.
@@ -102,3 +118,7 @@ class Invert(Bijection):
     @property
     def parameters(self):
         return self.layer.parameters
+
+    @property
+    def buffers(self):
+        return self.layer.buffers

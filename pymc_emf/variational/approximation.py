@@ -192,9 +192,9 @@ class EMFApproximation(SingleGroupApproximation):
         """Compile a graph that depends on one event, for many, with the backend of the fit."""
         if self.compile_kwargs is not None:
             return batch_pytensor(event, outputs, **self.compile_kwargs)
-        parameters = self.objective.parameters
-        single = jaxify([*parameters, event], outputs, check_bounds=self.objective.check_bounds)
-        return batch_jax(lambda values, event: tuple(single(*values, event)), parameters)
+        variables = self.objective.variables
+        single = jaxify([*variables, event], outputs, check_bounds=self.objective.check_bounds)
+        return batch_jax(lambda values, event: tuple(single(*values, event)), variables)
 
     @cached_property
     def _constrain(self) -> tuple[list[str], Batched]:

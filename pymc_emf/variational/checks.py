@@ -59,12 +59,13 @@ def keep_the_better(
 def explain(objective: Objective, key: jax.Array, n_draws: int, step: int) -> str:
     """Name the term of the log density that is not finite at the draws of one step."""
     noise, minibatches = objective.draw(key, n_draws)
-    parameters = [jnp.asarray(p.get_value()) for p in objective.parameters]
+    values = [jnp.asarray(v.get_value()) for v in objective.variables]
 
-    def terms(parameters):
+    def terms(values):
+        layer_values, gates = objective.split(values)
+
         def single(noise):
-            inner, _ = objective.structured_noise(parameters, noise)
-            gates = parameters[len(objective.layer_parameters) :]
+            inner, _ = objective.structured_noise(layer_values, noise)
             return objective.terms(gates, inner, minibatches)
 
         return jax.vmap(single)(noise)
@@ -73,14 +74,14 @@ def explain(objective: Objective, key: jax.Array, n_draws: int, step: int) -> st
         f"what was learnt before step {step} is kept. Check the parameters and data of that "
         "variable, or lower the learning rate (obj_optimizer=optax.adam(1e-3))."
     )
-    for name, term in zip(objective.term_names, terms(parameters), strict=True):
+    for name, term in zip(objective.term_names, terms(values), strict=True):
         bad = int((~np.isfinite(np.asarray(term))).sum())
         if bad:
             return (
                 f"The ELBO is not finite at step {step}: the log density of {name} is not, in "
                 f"{bad} of {n_draws} draws; {advice}"
             )
-    gradients = jax.jacrev(lambda values: [term.mean() for term in terms(values)])(parameters)
+    gradients = jax.jacrev(lambda values: [term.mean() for term in terms(values)])(values)
     for name, gradient in zip(objective.term_names, gradients, strict=True):
         if not np.isfinite(optax.tree.norm(gradient)):
             return (

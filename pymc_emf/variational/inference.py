@@ -351,9 +351,9 @@ class EMFApprox(Inference):
         values, unpack = _flatten(objective.parameters, flat)
         chunk = compile_chunk(
             lambda key: objective.draw(key, n_draws),
-            lambda values, drawn: objective.loss(unpack(values), drawn),
+            lambda values, buffers, drawn: objective.loss(unpack(values), buffers, drawn),
             optimizer,
-            start_state(values, optimizer),
+            start_state(values, optimizer, _values(objective.buffers)),
             CHUNK_SIZE,
             ahead=max(1, MAX_NUMBERS_AHEAD // (n_draws * objective.size)),
         )
@@ -394,7 +394,7 @@ class EMFApprox(Inference):
         parameters = objective.parameters
         before = [p.get_value() for p in parameters]
         values, unpack = _flatten(parameters, flat)
-        state = start_state(values, optimizer)
+        state = start_state(values, optimizer, _values(objective.buffers))
         key = jax.random.key(int(self._rng.integers(2**31)))
         begin = time.perf_counter()
         chunk.wait()
@@ -469,8 +469,12 @@ class EMFApprox(Inference):
 
 def _flatten(parameters, flat: bool) -> tuple[Any, Callable[[Any], list[Any]]]:
     """Values of the parameters, as one vector or as they are, and the way back to a list."""
-    values = [p.get_value() for p in parameters]
+    values = _values(parameters)
     return ravel_pytree(values) if flat else (values, list)
+
+
+def _values(variables) -> list[np.ndarray]:
+    return [v.get_value() for v in variables]
 
 
 def _average(losses: np.ndarray) -> float:

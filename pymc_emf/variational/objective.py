@@ -74,6 +74,21 @@ class Objective:
         return [*self.layer_parameters, *self.structured.parameters]
 
     @property
+    def buffers(self) -> list[SharedVariable]:
+        """What the warm start sets and the fit leaves alone."""
+        return [b for layer in self.layers for b in layer.buffers]
+
+    @property
+    def layer_variables(self) -> list[SharedVariable]:
+        """Parameters and buffers of the layers, layer by layer."""
+        return [v for layer in self.layers for v in layer.variables]
+
+    @property
+    def variables(self) -> list[SharedVariable]:
+        """Parameters and buffers, in the order in which the JAX functions take their values."""
+        return [*self.layer_variables, *self.structured.parameters]
+
+    @property
     def check_bounds(self) -> bool:
         return self.program.model.check_bounds
 
@@ -140,9 +155,9 @@ class Objective:
         _, log_p, log_det = self.evaluate(gates, noise, minibatches)
         return log_p + log_det
 
-    def structured_noise(self, parameters, noise):
+    def structured_noise(self, layer_values, noise):
         """Map noise through the flow layers; returns log|det A| too (JAX)."""
-        return self._flow.forward(parameters[: len(self.layer_parameters)], noise)
+        return self._flow.forward(layer_values, noise)
 
     def draw(self, key: jax.Array, n_draws: int):
         """Noise and minibatch of one step (JAX)."""
@@ -151,7 +166,12 @@ class Objective:
         noise = jax.random.normal(noise_key, shape, dtype=pytensor.config.floatX)
         return noise, self.draw_minibatches(minibatch_key)
 
-    def loss(self, parameters, drawn):
+    def split(self, values):
+        """Values of ``variables`` as those of the layers and those of the gates."""
+        n_layer_variables = len(self.layer_variables)
+        return values[:n_layer_variables], values[n_layer_variables:]
+
+    def loss(self, parameters, buffers, drawn):
         """Negative ELBO in nats, from the draws of one step (JAX).
 
         Its derivative is an unbiased estimate of that of the negative ELBO: of the layers'
@@ -159,23 +179,25 @@ class Objective:
 
         Parameters
         ----------
-        parameters : sequence of array
+        parameters, buffers : sequence of array
+            Values of the variables of those names.
         drawn : tuple
             What :meth:`draw` returns: noise of shape (draws, size) and a minibatch.
         """
         noise, minibatches = drawn
-        gates = parameters[len(self.layer_parameters) :]
-        inner, log_det = jax.vmap(lambda e: self.structured_noise(parameters, e))(noise)
+        known = dict(zip(self.parameters, parameters, strict=True))
+        known |= zip(self.buffers, buffers, strict=True)
+        layer_values, gates = self.split([known[v] for v in self.variables])
+        inner, log_det = jax.vmap(lambda e: self.structured_noise(layer_values, e))(noise)
         log_p = jax.vmap(lambda e: self.pulled_back(gates, e, minibatches))(inner)
         log_q = jax.scipy.stats.norm.logpdf(noise).sum(axis=1) - log_det
         if self.gradient == "path":
-            log_q = self._along_the_path(parameters, noise, inner, log_q)
+            log_q = self._along_the_path(layer_values, noise, inner, log_q)
         return (log_q - log_p).mean()
 
-    def _along_the_path(self, parameters, noise, inner, log_q):
+    def _along_the_path(self, layer_values, noise, inner, log_q):
         """The same ``log_q``, whose derivative sees the draws move but not the density."""
-        layer_parameters = jax.lax.stop_gradient(parameters[: len(self.layer_parameters)])
-        _, score = self._flow.push(layer_parameters, noise, -noise)
+        _, score = self._flow.push(jax.lax.stop_gradient(layer_values), noise, -noise)
         movement = inner - jax.lax.stop_gradient(inner)
         return jax.lax.stop_gradient(log_q) + (jax.lax.stop_gradient(score) * movement).sum(axis=1)
 
@@ -184,7 +206,7 @@ class Objective:
 
     @cached_property
     def _flow_many(self):
-        return batch_jax(self.structured_noise, self.layer_parameters, size=self.batch_size)
+        return batch_jax(self.structured_noise, self.layer_variables, size=self.batch_size)
 
     @cached_property
     def evaluate_many(self):

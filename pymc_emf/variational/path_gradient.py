@@ -19,7 +19,7 @@ __all__ = ["Flow"]
 #: Where the score of an autoregressive layer is accurate enough: its error relative to it.
 SCORE_TOLERANCE = 1e-2
 
-Parameters = Sequence[jax.Array]
+Values = Sequence[jax.Array]
 
 
 class _Layer(NamedTuple):
@@ -28,18 +28,18 @@ class _Layer(NamedTuple):
     Attributes
     ----------
     forward : callable
-        From parameters and one noise vector to its image and log|det|.
+        From the values of its variables and one noise vector to its image and log|det|.
     push : callable
-        From parameters, noise and the score of its density to the image and the score of the
+        From the values, noise and the score of its density to the image and the score of the
         image's density; noise, image and scores have a first axis of draws.
     """
 
-    forward: Callable[[Parameters, jax.Array], tuple[jax.Array, jax.Array]]
-    push: Callable[[Parameters, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    forward: Callable[[Values, jax.Array], tuple[jax.Array, jax.Array]]
+    push: Callable[[Values, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class Flow:
-    """Layers one after the other, as JAX functions of their parameters and of noise.
+    """Layers one after the other, as JAX functions of their variables and of noise.
 
     Parameters
     ----------
@@ -51,32 +51,33 @@ class Flow:
 
     def __init__(self, layers: Sequence[Bijection], size: int):
         parts = [part for layer in layers for part in _parts(layer)]
-        self._n_parameters = [len(part.parameters) for part in parts]
+        self._n_variables = [len(part.variables) for part in parts]
         self._layers = [_compile(part, size) for part in parts]
 
-    def _with_parameters(self, parameters: Parameters):
-        """Every layer with its own parameters."""
+    def _with_values(self, values: Values):
+        """Every layer with the values of its own variables."""
         end = 0
-        for layer, n in zip(self._layers, self._n_parameters, strict=True):
+        for layer, n in zip(self._layers, self._n_variables, strict=True):
             start, end = end, end + n
-            yield layer, parameters[start:end]
+            yield layer, values[start:end]
 
-    def forward(self, parameters: Parameters, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def forward(self, values: Values, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Map one noise vector; returns log|det| too."""
         log_det = jnp.zeros((), noise.dtype)
-        for layer, own in self._with_parameters(parameters):
+        for layer, own in self._with_values(values):
             noise, increment = layer.forward(own, noise)
             log_det += increment
         return noise, log_det
 
     def push(
-        self, parameters: Parameters, noise: jax.Array, score: jax.Array
+        self, values: Values, noise: jax.Array, score: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Map draws together with the score of their density.
 
         Parameters
         ----------
-        parameters : sequence of array
+        values : sequence of array
+            Of the variables of the layers.
         noise : array, shape (draws, size)
         score : array, shape (draws, size)
             Gradient of the log density of the noise; ``-noise`` where it is standard normal.
@@ -86,7 +87,7 @@ class Flow:
         value, score : array, shape (draws, size)
             The images, and the gradient of the log density of the images.
         """
-        for layer, own in self._with_parameters(parameters):
+        for layer, own in self._with_values(values):
             noise, score = layer.push(own, noise, score)
         return noise, score
 
@@ -104,17 +105,17 @@ def _parts(layer: Bijection) -> list[Bijection]:
 def _compile(layer: Bijection, size: int) -> _Layer:
     """Push the score by the inverse of the layer, whose Jacobian is the inverse of J."""
     event = pt.vector("event", shape=(size,), dtype=pytensor.config.floatX)
-    jax_forward = jaxify([*layer.parameters, event], layer.forward(event))
-    jax_inverse = jaxify([*layer.parameters, event], layer.inverse(event)[:1])
+    jax_forward = jaxify([*layer.variables, event], layer.forward(event))
+    jax_inverse = jaxify([*layer.variables, event], layer.inverse(event)[:1])
 
-    def forward(parameters, noise):
-        value, log_det = jax_forward(*parameters, noise)
+    def forward(values, noise):
+        value, log_det = jax_forward(*values, noise)
         return value, log_det
 
-    def push(parameters, noise, score):
-        (value, log_det), pull = jax.vjp(lambda e: forward(parameters, e), noise)
+    def push(values, noise, score):
+        (value, log_det), pull = jax.vjp(lambda e: forward(values, e), noise)
         (slope,) = pull((jnp.zeros_like(value), jnp.ones_like(log_det)))
-        _, pull_inverse = jax.vjp(lambda v: jax_inverse(*parameters, v)[0], value)
+        _, pull_inverse = jax.vjp(lambda v: jax_inverse(*values, v)[0], value)
         return value, pull_inverse(score - slope)[0]
 
     return _Layer(forward, jax.vmap(push, in_axes=(None, 0, 0)))
@@ -127,19 +128,19 @@ def _(layer: Triangular, size: int) -> _Layer:
     It is exact after ``size`` steps, as J is triangular; near the identity, two or three do.
     """
     event = pt.vector("event", shape=(size,), dtype=pytensor.config.floatX)
-    jax_to_value = jaxify([*layer.parameters, event], layer.to_value(event))
+    jax_to_value = jaxify([*layer.variables, event], layer.to_value(event))
 
-    def to_value(parameters, noise):
-        value, log_diagonal = jax_to_value(*parameters, noise)
+    def to_value(values, noise):
+        value, log_diagonal = jax_to_value(*values, noise)
         return value, log_diagonal
 
-    def forward(parameters, noise):
-        value, log_diagonal = to_value(parameters, noise)
+    def forward(values, noise):
+        value, log_diagonal = to_value(values, noise)
         return value, log_diagonal.sum()
 
-    def push(parameters, noise, score):
+    def push(values, noise, score):
         many = jax.vmap(to_value, in_axes=(None, 0))
-        (value, log_diagonal), pull = jax.vjp(lambda e: many(parameters, e), noise)
+        (value, log_diagonal), pull = jax.vjp(lambda e: many(values, e), noise)
         (slope,) = pull((jnp.zeros_like(value), jnp.ones_like(log_diagonal)))
         target = score - slope
         bound = SCORE_TOLERANCE**2 * (target**2).sum()
@@ -165,28 +166,28 @@ def _(layer: Triangular, size: int) -> _Layer:
 def _(layer: Parallel, size: int) -> _Layer:
     """Push the score slice by slice."""
     flows = [Flow([part], n) for part, n in zip(layer.layers, layer.sizes, strict=True)]
-    n_parameters = [len(part.parameters) for part in layer.layers]
+    n_variables = [len(part.variables) for part in layer.layers]
     at = np.cumsum(layer.sizes)[:-1]
 
-    def dealt(parameters):
-        ends = np.cumsum(n_parameters)
-        return [parameters[end - n : end] for n, end in zip(n_parameters, ends, strict=True)]
+    def dealt(values):
+        ends = np.cumsum(n_variables)
+        return [values[end - n : end] for n, end in zip(n_variables, ends, strict=True)]
 
-    def forward(parameters, noise):
-        pieces = zip(flows, dealt(parameters), jnp.split(noise, at), strict=True)
-        values, log_dets = zip(*(f.forward(own, piece) for f, own, piece in pieces), strict=True)
-        return jnp.concatenate(values), sum(log_dets)
+    def forward(values, noise):
+        pieces = zip(flows, dealt(values), jnp.split(noise, at), strict=True)
+        images, log_dets = zip(*(f.forward(own, piece) for f, own, piece in pieces), strict=True)
+        return jnp.concatenate(images), sum(log_dets)
 
-    def push(parameters, noise, score):
+    def push(values, noise, score):
         pieces = zip(
             flows,
-            dealt(parameters),
+            dealt(values),
             jnp.split(noise, at, axis=1),
             jnp.split(score, at, axis=1),
             strict=True,
         )
         pushed = [f.push(own, piece, s) for f, own, piece, s in pieces]
-        values, scores = zip(*pushed, strict=True)
-        return jnp.concatenate(values, axis=1), jnp.concatenate(scores, axis=1)
+        images, scores = zip(*pushed, strict=True)
+        return jnp.concatenate(images, axis=1), jnp.concatenate(scores, axis=1)
 
     return _Layer(forward, push)
