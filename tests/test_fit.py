@@ -123,7 +123,7 @@ class TestResult:
         )
         np.testing.assert_allclose(idata.observed_data["y"], y)
         assert idata.constant_data["offset"] == 0.5
-        assert idata.fit["elbo"].sizes == {"step": 200}
+        assert idata.fit["elbo"].sizes == {"step": 100}
         assert idata.fit["effect_gate"].dims == ("obs",)
         assert "mu" in az.summary(idata).index
         idata.to_netcdf(tmp_path / "fit.nc")
@@ -144,9 +144,16 @@ class TestResult:
         assert ((gates["effect"] > 0) & (gates["effect"] < 1)).all()
         assert gates["mu"].shape == ()
 
-    def test_hist(self, approx):
-        assert approx.hist.shape == (200,)
-        assert np.isfinite(approx.hist).all()
+    def test_hist(self, scale_approx):
+        assert scale_approx.hist.shape == (2000,)
+        assert np.isfinite(scale_approx.hist).all()
+        assert scale_approx.stopping == ("steps", 2000)
+
+    def test_an_exact_start_leaves_nothing_to_do(self, approx):
+        assert approx.warm_start.sd < 1e-6
+        assert approx.stopping == ("exact", 100)
+        assert np.ptp(approx.hist) < 1e-6
+        assert approx.pareto_k == -np.inf
 
     def test_state_is_in_the_space_of_the_model(self, scale_approx):
         state = scale_approx.state
@@ -345,14 +352,43 @@ class TestFit:
         for ours, theirs in zip(by_jax, by_numba, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-8)
 
+    def test_tol(self, caplog):
+        """Stops well before the end, as good as one that does not, and says so."""
+        method = emf.EMFApprox(positive_scale(), random_seed=0)
+        with caplog.at_level(logging.INFO, logger="pymc_emf"):
+            approx = method.fit(50_000, tol=0.01, **quiet)
+        reason, step = approx.stopping
+        assert reason == "converged"
+        assert 2000 < step == approx.hist.size <= 10_000
+        assert "the ELBO no longer rises" in caplog.text
+        assert method.fit(2000, tol=0.0, **quiet).stopping.step <= 2000
+
+    def test_another_fit_compiles_no_second_loop(self):
+        method = emf.EMFApprox(positive_scale(), layers="affine", random_seed=0)
+        method.fit(150, **quiet)
+        chunk = method.state.step
+        method.fit(320, **quiet)
+        assert method.state.step is chunk
+        assert method.approx.timing["compile"] < 0.1
+        method.fit(10, obj_n_mc=3, **quiet)
+        assert method.state.step is not chunk
+
+    @pytest.mark.parametrize("tol", [-1.0, np.nan])
+    def test_bad_tol(self, tol):
+        with pytest.raises(ValueError, match="tol must be"):
+            emf.fit(10, model=positive_scale(), tol=tol, **quiet)
+        with pytest.raises(TypeError, match="tol needs the JAX engine"):
+            emf.fit(10, model=positive_scale(), tol=0.1, backend="numba", **quiet)
+
     def test_start(self):
         method = emf.EMFApprox(
             conjugate(), layers="affine", start={"mu": 1.5}, warm_start=False, gate=None
         )
         approx = method.fit(1, obj_optimizer=optax.sgd(0.0), **quiet)
         assert approx.warm_start.chosen == "start"
-        (loc, _) = approx.params
-        np.testing.assert_allclose(loc.get_value()[0], 1.5 / 2.0)
+        (layer,) = approx.objective.layers
+        np.testing.assert_allclose(layer.frame_loc.get_value()[0], 1.5 / 2.0)
+        assert not any(p.get_value().any() for p in approx.params)
 
     def test_minibatch(self):
         """Two minibatches cut together share their rows; draws and densities work afterwards."""

@@ -13,7 +13,7 @@ from pytensor.graph.traversal import graph_inputs
 
 from pymc_emf.engine.jax import jaxify
 
-__all__ = ["default_optimizer", "from_pymc"]
+__all__ = ["cool_down", "default_optimizer", "from_pymc"]
 
 #: Where data and prior disagree, early gradients are huge, and Adam remembers their squares for
 #: a thousand steps.
@@ -61,6 +61,30 @@ def default_optimizer(n: int, rates: np.ndarray) -> optax.GradientTransformation
         optax.scale_by_adam(),
         optax.GradientTransformation(init, update),
     )
+
+
+def cool_down(state: Any, n_left: int) -> Any:
+    """Let the rates of :func:`default_optimizer` fall from where they stand to zero.
+
+    Parameters
+    ----------
+    state
+        Of the optimiser, or anything that holds it.
+    n_left : int
+        Number of steps until the rates are zero.
+    """
+
+    def shortened(node):
+        if not isinstance(node, ScheduleState):
+            return node
+        # a longer or shorter schedule that has the same rate n_left steps before its end
+        phase = float(jnp.arccos(2 * _warmup_cosine(node.step, node.n_steps) - 1)) / np.pi
+        n_falling = round(n_left / max(1 - phase, 1e-3))
+        n_steps = n_falling + min(n_falling // 19, MAX_WARMUP)
+        zero = jnp.zeros((), dtype=jnp.int32)
+        return node._replace(step=zero + n_steps - n_left, n_steps=zero + n_steps)
+
+    return jax.tree.map(shortened, state, is_leaf=lambda node: isinstance(node, ScheduleState))
 
 
 def _warmup_cosine(step: jax.Array, n_steps: jax.Array) -> jax.Array:

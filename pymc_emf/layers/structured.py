@@ -15,7 +15,7 @@ import pytensor.tensor as pt
 from pytensor.tensor.variable import TensorVariable
 from rich.console import Console
 from rich.table import Table
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from pymc_emf.bijections import Bijection, Identity, bijection_from_rv, root_finding
 from pymc_emf.bijections.base import bypass_reason
@@ -117,8 +117,8 @@ class StructuredLayer(Bijection):
                 places.reshape(site.shape) if gate == "element" else places[0], site.shape
             )
             n_gates += n
-        raw_init = np.log(gate_init / (1 - gate_init)) / GATE_SCALE
-        self._raw_gates = parameter(np.full(n_gates, raw_init), "gates") if n_gates else None
+        raw_init = np.full(n_gates, gate_parameter(gate_init))
+        self._raw_gates = parameter(raw_init, "gates") if n_gates else None
 
     @staticmethod
     def check_options(gate: Gate, gate_init: float, embed: bool | Literal["strict"]) -> None:
@@ -255,6 +255,11 @@ class StructuredLayer(Bijection):
                 gate = np.asarray(0.0 if site.name in self.bypassed else 1.0)
             gates[site.name] = np.broadcast_to(gate, site.shape)
         return gates
+
+
+def gate_parameter(gate: float) -> float:
+    """Raw parameter of a gate."""
+    return float(logit(gate)) / GATE_SCALE
 
 
 def family_name(rv: TensorVariable) -> str:

@@ -29,6 +29,7 @@ from pymc_emf.bijections.special import normal_logpdf
 from pymc_emf.engine.batch import Batched, batch_jax, batch_pytensor
 from pymc_emf.engine.graph import depends_on_minibatch, draws_at_random
 from pymc_emf.engine.jax import jaxify
+from pymc_emf.engine.stopping import Stopping
 from pymc_emf.variational.objective import Objective
 from pymc_emf.variational.warm_start import WarmStart
 
@@ -145,6 +146,12 @@ class EMFApproximation(SingleGroupApproximation):
         Loss (negative ELBO estimate, nats) of every step.
     warm_start : WarmStart
         How the fit started.
+    stopping : Stopping or None
+        Why the last fit ended, ``reason`` and ``step``; None before a fit and after one by
+        PyMC's own loop.
+    pareto_k : float or None
+        Pareto k-hat of the log weights at the end of the last fit, which warns above 0.7.
+        Minus infinity where all weights are equal.
     timing : dict
         Seconds: "rewrite" (PyTensor), "warm_start", "compile" (of the loop, as far as the fit
         waited for it: XLA works on it during the warm start), "step" (one step), "fit"
@@ -160,6 +167,8 @@ class EMFApproximation(SingleGroupApproximation):
         self.objective = objective
         self.hist = np.asarray(())
         self.warm_start = WarmStart("none")
+        self.stopping: Stopping | None = None
+        self.pareto_k: float | None = None
         self.timing: dict[str, float] = {}
         self.compile_kwargs: dict[str, Any] | None = None  # of a fit by PyMC's own loop
         self._rng = make_rng(random_seed)

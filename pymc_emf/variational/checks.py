@@ -8,14 +8,20 @@ import numpy as np
 import optax
 import pytensor
 
+from arviz_stats.base import array_stats
+
 from pymc_emf.variational.objective import Objective
 
-__all__ = ["explain", "keep_the_better", "store"]
+__all__ = ["explain", "keep_the_better", "pareto_k", "store", "warn_if_poor"]
 
 logger = logging.getLogger(__name__)
 
 #: Draws from which the fit is compared with its own start, at the end.
 N_FINAL_DRAWS = 5000
+#: Above it, importance weights are unreliable, and so is the approximation.
+MAX_PARETO_K = 0.7
+#: Rise of the ELBO over the last fifth of the steps that is worth a warning, in nats.
+MIN_GAIN = 0.1
 
 
 def store(parameters, values) -> None:
@@ -26,12 +32,17 @@ def store(parameters, values) -> None:
 
 def keep_the_better(
     objective: Objective, before: list[np.ndarray], rng: np.random.Generator
-) -> None:
+) -> np.ndarray:
     """Go back to the parameters before the fit unless it has improved on them.
 
     Where the start is exact, the noise of the gradients can only lead away from it. If the two
     ELBOs cannot be told apart, the smaller variance of the log weights decides: it is zero where
     the approximation is exact.
+
+    Returns
+    -------
+    ndarray
+        Log weights of fresh draws from what was kept, in nats.
     """
     noise = rng.normal(size=(N_FINAL_DRAWS, objective.size)).astype(pytensor.config.floatX)
     seeds = rng.integers(2**31, size=N_FINAL_DRAWS)
@@ -54,6 +65,60 @@ def keep_the_better(
     if not improved and np.isfinite(started).all():
         store(objective.parameters, before)
         logger.info("The fit kept its start, whose ELBO is %.3g nats higher.", -gain.mean())
+        return started
+    return fitted
+
+
+def pareto_k(log_weights: np.ndarray) -> float:
+    """Pareto k-hat of importance weights (Vehtari et al., arXiv:1507.02646); NaN if not finite."""
+    if not np.isfinite(log_weights).all():
+        return np.nan
+    if np.ptp(log_weights) < 1e-6:  # equal but for rounding: there is no tail
+        return -np.inf
+    return float(array_stats.psislw(-log_weights)[1])
+
+
+def gain_at_the_end(losses: np.ndarray) -> tuple[float, float]:
+    """What the last fifth of the losses gains on the fifth before, and its standard error."""
+    n = len(losses) // 5
+    earlier, latest = losses[-2 * n : -n], losses[-n:]
+    earlier, latest = earlier[np.isfinite(earlier)], latest[np.isfinite(latest)]
+    if min(len(earlier), len(latest)) < 2:
+        return 0.0, np.inf
+    se = np.sqrt(earlier.var(ddof=1) / len(earlier) + latest.var(ddof=1) / len(latest))
+    return float(earlier.mean() - latest.mean()), float(se)
+
+
+def warn_if_poor(k: float, losses: np.ndarray) -> None:
+    """Say in plain words that a fit is poor, as far as it shows.
+
+    Parameters
+    ----------
+    k : float
+        Pareto k-hat of the log weights.
+    losses : ndarray
+        Of every step, in nats.
+    """
+    gain, se = gain_at_the_end(losses)
+    if gain > max(MIN_GAIN, 3 * se):
+        logger.warning(
+            "The fit has not converged: the ELBO rose by %.2g nats in its last fifth. Give it "
+            "more steps (n=), or continue with refine.",
+            gain,
+        )
+    elif np.isnan(k):
+        logger.warning(
+            "The log weights of draws from the approximation are not all finite: it reaches "
+            "where the model's log density is not. Check the model's parameters there."
+        )
+    elif k > MAX_PARETO_K:
+        logger.warning(
+            "Pareto k-hat is %.2f, above %.1f: the approximation misses part of the posterior, "
+            "and its means and intervals may be off. Give the fit more steps (n=), check the "
+            "model, or use pm.sample.",
+            k,
+            MAX_PARETO_K,
+        )
 
 
 def explain(objective: Objective, key: jax.Array, n_draws: int, step: int) -> str:

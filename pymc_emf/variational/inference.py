@@ -4,6 +4,7 @@ import logging
 import time
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import jax
@@ -28,16 +29,17 @@ from rich.theme import Theme
 from pymc_emf.bijections.root_finding import RootFinder, check_root_finder
 from pymc_emf.engine.compile import compile_bijection
 from pymc_emf.engine.loop import MAX_BAD_STEPS, Chunk, compile_chunk, start_state
-from pymc_emf.engine.optimizers import default_optimizer, from_pymc
+from pymc_emf.engine.optimizers import cool_down, default_optimizer, from_pymc
+from pymc_emf.engine.stopping import EXACT, Stopping, has_plateaued, is_exact
 from pymc_emf.exceptions import NonFiniteELBOError
 from pymc_emf.layers import StructuredLayer, make_layers
 from pymc_emf.layers.presets import LayerSpec, check_layers
 from pymc_emf.layers.structured import Gate
 from pymc_emf.program import Program
 from pymc_emf.variational.approximation import EMFApproximation, make_rng
-from pymc_emf.variational.checks import explain, keep_the_better, store
+from pymc_emf.variational.checks import explain, keep_the_better, pareto_k, store, warn_if_poor
 from pymc_emf.variational.objective import Gradient, Objective
-from pymc_emf.variational.warm_start import evaluate_prior, start_at, warm_start
+from pymc_emf.variational.warm_start import evaluate_prior, gate_sensitivity, start_at, warm_start
 
 __all__ = ["EMFApprox", "fit"]
 
@@ -48,9 +50,29 @@ CHUNK_SIZE = 100
 #: Random numbers made at once, for several steps: 32 MB.
 MAX_NUMBERS_AHEAD = 2**22
 
+#: Steps over which the rates fall to zero once the ELBO has stopped rising.
+COOL_DOWN = 1000
+
 LEARNING_RATE = 0.01
 #: Gates are sigmoids of 100 times their parameter, and take a tenth of the rate.
 GATE_LEARNING_RATE = 0.001
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """A compiled loop, and what it was compiled for."""
+
+    obj_optimizer: Any
+    norm: float | None
+    n_draws: int
+    optimizer: optax.GradientTransformation
+    chunk: Chunk
+
+    def serves(self, obj_optimizer: Any, norm: float | None, n_draws: int) -> bool:
+        """Whether a fit with these arguments can run it; any number of steps can."""
+        same = obj_optimizer is self.obj_optimizer
+        return same and norm == self.norm and n_draws == self.n_draws
+
 
 Callback = Callable[[EMFApproximation, np.ndarray | None, int], None]
 type Optimizer = Any  # an optax transformation, or one of PyMC's own optimisers
@@ -151,6 +173,8 @@ class EMFApprox(Inference):
         self.start = start
         self._model = model
         self._prepared = False
+        self._gate_rates: list[np.ndarray] | None = None
+        self._loop: _Loop | None = None
         self._rng = make_rng(random_seed)
         if model is not None:
             self._bind()
@@ -212,6 +236,7 @@ class EMFApprox(Inference):
         obj_n_mc: int = 50,
         obj_optimizer: Optimizer | None = None,
         total_grad_norm_constraint: float | None = None,
+        tol: float | None = None,
         compile_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> EMFApproximation:
@@ -239,6 +264,11 @@ class EMFApprox(Inference):
             default Adam with warm-up and cosine decay.
         total_grad_norm_constraint : float, optional
             Gradients are scaled down to this norm.
+        tol : float, optional
+            Stop once the ELBO of a thousand steps is no more than ``tol`` nats, or than its
+            Monte Carlo error, above that of the thousand before; the rates then fall to zero
+            over at most a thousand further steps. By default all ``n`` steps run. Not with
+            other backends than JAX.
         compile_kwargs : dict, optional
             For ``pytensor.function``; not with JAX.
         **kwargs
@@ -259,6 +289,8 @@ class EMFApprox(Inference):
         """
         _check_positive("n", n)
         _check_positive("obj_n_mc", obj_n_mc)
+        if tol is not None and not tol >= 0:
+            raise ValueError(f"tol must be None or a non-negative number of nats, got {tol!r}.")
         with_jax = _is_jax(backend, compile_kwargs)
         if with_jax and (kwargs or compile_kwargs):
             names = ", ".join([*kwargs, *(["compile_kwargs"] if compile_kwargs else [])])
@@ -266,20 +298,22 @@ class EMFApprox(Inference):
                 f"fit() got arguments that the JAX engine does not take: {names}; "
                 'pass backend="numba" to use PyMC\'s own loop.'
             )
+        if tol is not None and not with_jax:
+            raise TypeError("tol needs the JAX engine; leave out backend=, or tol=.")
         approx = self._bind()
+        approx.timing["compile"] = 0.0
         approx.groups[0].include_transformed = include_transformed
         started = time.perf_counter()
-        chunk = None
         try:
             start = None if self._prepared else self._rewrite(approx)
             if with_jax:
-                optimizer = self._optimizer(n, obj_optimizer, total_grad_norm_constraint)
-                chunk = self._compile(optimizer, flat=obj_optimizer is None, n_draws=obj_n_mc)
+                self._loop = self._compile(n, obj_optimizer, total_grad_norm_constraint, obj_n_mc)
             if not self._prepared:
                 self._find_start(approx, start)
         except BaseException:
             if not self._prepared:
                 del self.objective  # as if fit had never been called
+                self._loop = None
             raise
         self._prepared = True
         if not with_jax:
@@ -303,10 +337,8 @@ class EMFApprox(Inference):
         self._run_jax(
             approx,
             n,
-            chunk,
-            optimizer,
-            flat=obj_optimizer is None,
-            n_draws=obj_n_mc,
+            self._loop,
+            tol=tol,
             score=score is not False,
             callbacks=list(callbacks or ()),
             progress=CustomProgress(
@@ -340,39 +372,22 @@ class EMFApprox(Inference):
         noise, log_density = evaluate_prior(objective, self._rng, start)
         if self.warm_start is not False:
             approx.warm_start = warm_start(objective, self._rng, noise, log_density, start)
+            sensitivity = gate_sensitivity(objective, self._rng)
+            self._gate_rates = _gate_rates(sensitivity, approx.warm_start.sd)
         elif start is not None:
             approx.warm_start = start_at(objective, start)
         approx.timing["warm_start"] = time.perf_counter() - begin
 
-    def _compile(self, optimizer, *, flat, n_draws) -> Chunk:
-        """Begin to compile the loop; ``flat`` as in :meth:`_run_jax`."""
+    def _compile(self, n, obj_optimizer, norm, n_draws) -> _Loop:
+        """Begin to compile the loop, unless there is one of the same kind already."""
         begin = time.perf_counter()
         objective = self.approx.objective
-        values, unpack = _flatten(objective.parameters, flat)
-        chunk = compile_chunk(
-            lambda key: objective.draw(key, n_draws),
-            lambda values, buffers, drawn: objective.loss(unpack(values), buffers, drawn),
-            optimizer,
-            start_state(values, optimizer, _values(objective.buffers)),
-            CHUNK_SIZE,
-            ahead=max(1, MAX_NUMBERS_AHEAD // (n_draws * objective.size)),
-        )
-        self.approx.timing["compile"] = time.perf_counter() - begin
-        return chunk
-
-    def _optimizer(self, n, obj_optimizer, norm) -> optax.GradientTransformation:
-        objective = self.approx.objective
+        old = self._loop
+        if old is not None and old.serves(obj_optimizer, norm, n_draws):
+            return old
         match obj_optimizer:
             case None:
-                rates = [
-                    np.full(p.get_value(borrow=True).size, rate)
-                    for rate, parameters in (
-                        (LEARNING_RATE, objective.layer_parameters),
-                        (GATE_LEARNING_RATE, objective.structured.parameters),
-                    )
-                    for p in parameters
-                ]
-                optimizer = default_optimizer(n, np.concatenate(rates))
+                optimizer = self._default_optimizer(n)
             case optax.GradientTransformation():
                 optimizer = obj_optimizer
             case _ if callable(obj_optimizer):
@@ -382,34 +397,57 @@ class EMFApprox(Inference):
                     "obj_optimizer must be an optax transformation or one of PyMC's optimisers, "
                     f"got {obj_optimizer!r}."
                 )
-        if norm is not None:
-            optimizer = optax.chain(optax.clip_by_global_norm(norm), optimizer)
-        return optimizer
+        values, unpack = _flatten(objective.parameters, flat=obj_optimizer is None)
+        chained = _clipped(optimizer, norm)
+        chunk = compile_chunk(
+            lambda key: objective.draw(key, n_draws),
+            lambda values, buffers, drawn: objective.loss(unpack(values), buffers, drawn),
+            chained,
+            start_state(values, chained, _values(objective.buffers)),
+            CHUNK_SIZE,
+            ahead=max(1, MAX_NUMBERS_AHEAD // (n_draws * objective.size)),
+        )
+        self.approx.timing["compile"] = time.perf_counter() - begin
+        return _Loop(obj_optimizer, norm, n_draws, optimizer, chunk)
 
-    def _run_jax(
-        self, approx, n, chunk, optimizer, *, flat, n_draws, score, callbacks, progress
-    ) -> None:
-        """Run the fused loop; with ``flat`` the optimiser takes all parameters as one vector."""
+    def _default_optimizer(self, n: int) -> optax.GradientTransformation:
+        objective = self.approx.objective
+        layers, gates = objective.layer_parameters, objective.structured.parameters
+        rates = [np.full(p.get_value(borrow=True).size, LEARNING_RATE) for p in layers]
+        if self._gate_rates is None:  # before the warm start
+            rates += [np.full(p.get_value().shape, GATE_LEARNING_RATE) for p in gates]
+        else:
+            rates += self._gate_rates
+        if self.approx.warm_start.sd**2 < 2 * EXACT:
+            # Adam would make full steps of what is left of the gradients, which is rounding
+            rates = [np.zeros_like(rate) for rate in rates]
+        return default_optimizer(n, np.concatenate(rates))
+
+    def _run_jax(self, approx, n, loop, *, tol, score, callbacks, progress) -> None:
+        """Run the fused loop."""
         objective = approx.objective
         parameters = objective.parameters
-        before = [p.get_value() for p in parameters]
-        values, unpack = _flatten(parameters, flat)
-        state = start_state(values, optimizer, _values(objective.buffers))
+        before = _values(parameters)
+        # our own optimiser takes all parameters as one vector, which is faster
+        ours = loop.obj_optimizer is None
+        values, unpack = _flatten(parameters, flat=ours)
+        optimizer = self._default_optimizer(n) if ours else loop.optimizer
+        state = start_state(values, _clipped(optimizer, loop.norm), _values(objective.buffers))
         key = jax.random.key(int(self._rng.integers(2**31)))
         begin = time.perf_counter()
-        chunk.wait()
+        loop.chunk.wait()
         approx.timing["compile"] += time.perf_counter() - begin
 
         losses = np.full(n, np.nan)
-        done, bad_steps, stepping = 0, 0, 0.0
-        stopped: BaseException | None = None
+        done, end, bad_steps, stepping = 0, n, 0, 0.0
+        reason, stopped = "steps", ""
         try:
             with progress:
                 task = progress.add_task("Fitting", total=n, loss="")
-                while done < n and bad_steps < MAX_BAD_STEPS:
+                while done < end and bad_steps < MAX_BAD_STEPS:
                     begin = time.perf_counter()
-                    size = min(CHUNK_SIZE, n - done)
-                    state, losses[done : done + size] = chunk(state, key, size)
+                    size = min(CHUNK_SIZE, end - done)
+                    state, losses[done : done + size] = loop.chunk(state, key, size)
                     done += size
                     bad_steps = int(state.bad_steps)
                     stepping += time.perf_counter() - begin
@@ -419,30 +457,47 @@ class EMFApprox(Inference):
                         store(parameters, unpack(state.parameters))
                     for callback in callbacks:
                         callback(approx, losses[:done] if score else None, done)
-        except (KeyboardInterrupt, StopIteration) as interruption:
-            stopped = interruption
+                    if is_exact(losses[done - size : done], loop.n_draws):
+                        reason, end = "exact", done
+                    elif (
+                        tol is not None and reason == "steps" and has_plateaued(losses[:done], tol)
+                    ):
+                        reason, end = "converged", done
+                        if ours:
+                            end = min(n, done + COOL_DOWN)
+                            state = state._replace(optimizer=cool_down(state.optimizer, end - done))
+        except KeyboardInterrupt:
+            reason = "interrupted"
+        except StopIteration as interruption:
+            reason, stopped = "callback", str(interruption)
         finally:
             store(parameters, unpack(state.parameters))
             failed = bad_steps >= min(MAX_BAD_STEPS, n)
             kept = done - bad_steps if failed else done
             self.hist = np.concatenate([self.hist, losses[:kept] if score else []])
             approx.hist = self.hist
+            approx.stopping = Stopping("non-finite" if failed else reason, done)
             approx.timing["step"] = stepping / max(done, 1)
-            self.state = State(done, step=chunk, callbacks=callbacks, score=score)
+            self.state = State(done, step=loop.chunk, callbacks=callbacks, score=score)
 
         if failed:
             raise NonFiniteELBOError(
-                explain(objective, jax.random.fold_in(key, kept), n_draws, kept)
+                explain(objective, jax.random.fold_in(key, kept), loop.n_draws, kept)
             )
-        if stopped is None:
-            keep_the_better(objective, before, self._rng)
-        if stopped is None:
-            logger.info("Finished [100%%]: Average Loss = %.5g", _average(losses))
-        else:
-            if str(stopped):
+        losses, percent = losses[:done], 100 * done // n
+        if reason in ("callback", "interrupted"):
+            if stopped:
                 logger.info("%s", stopped)
-            percent, loss = 100 * done // n, _average(losses[:done])
-            logger.info("Interrupted at %d [%d%%]: Average Loss = %.5g", done, percent, loss)
+            logger.info(
+                "Interrupted at %d [%d%%]: Average Loss = %.5g", done, percent, _average(losses)
+            )
+            return
+        log_weights = keep_the_better(objective, before, self._rng)
+        approx.pareto_k = pareto_k(log_weights)
+        if reason in _SAID:
+            logger.info("Stopped at %d of %d steps: %s", done, n, _SAID[reason])
+        logger.info("Finished [100%%]: Average Loss = %.5g", _average(losses))
+        warn_if_poor(approx.pareto_k, losses)
 
     def _run_pytensor(self, approx, n, *args, **kwargs) -> None:
         """Run PyMC's own loop; on NaN, go back to the last finite parameters."""
@@ -467,14 +522,42 @@ class EMFApprox(Inference):
             ) from error
 
 
+#: How the log says why a fit ended before its last step.
+_SAID = {
+    "converged": "the ELBO no longer rises",
+    "exact": "the approximation is exact",
+}
+
+
 def _flatten(parameters, flat: bool) -> tuple[Any, Callable[[Any], list[Any]]]:
     """Values of the parameters, as one vector or as they are, and the way back to a list."""
     values = _values(parameters)
     return ravel_pytree(values) if flat else (values, list)
 
 
+def _clipped(
+    optimizer: optax.GradientTransformation, norm: float | None
+) -> optax.GradientTransformation:
+    """Add the user's bound on the norm of the gradient."""
+    return optimizer if norm is None else optax.chain(optax.clip_by_global_norm(norm), optimizer)
+
+
 def _values(variables) -> list[np.ndarray]:
     return [v.get_value() for v in variables]
+
+
+def _gate_rates(sensitivity: list[np.ndarray], sd: float) -> list[np.ndarray]:
+    """Learning rates of the gates.
+
+    No step may change the log density by more than the steps of other parameters do. And the
+    closer the start is to the posterior, as the standard deviation of its log weights tells, the
+    less there is for the gates to do: their gradients are by reparameterisation, whose noise
+    does not vanish.
+    """
+    share = GATE_LEARNING_RATE / LEARNING_RATE
+    return [
+        GATE_LEARNING_RATE * min(1.0, sd) / np.maximum(1.0, share * size) for size in sensitivity
+    ]
 
 
 def _average(losses: np.ndarray) -> float:

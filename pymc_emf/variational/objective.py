@@ -201,11 +201,31 @@ class Objective:
         movement = inner - jax.lax.stop_gradient(inner)
         return jax.lax.stop_gradient(log_q) + (jax.lax.stop_gradient(score) * movement).sum(axis=1)
 
+    @cached_property
+    def energy(self):
+        """Minus the log density at one point of structured noise, with gradients.
+
+        ``energy(gates, noise, minibatches)`` returns it and its derivatives in the noise and in
+        the gates.
+        """
+
+        def energy(noise, gates, minibatches):
+            return -self.pulled_back(gates, noise, minibatches)
+
+        both = jax.jit(jax.value_and_grad(energy, argnums=(0, 1)))
+
+        def function(gates, noise, minibatches):
+            value, (slope, gate_slopes) = both(noise, gates, minibatches)
+            return value, slope, gate_slopes
+
+        return function
+
     # The warm start, the final check and the draws share these two, which compile once: a batch
     # has one size, whatever the number of events.
 
     @cached_property
-    def _flow_many(self):
+    def flow_many(self):
+        """Structured noise and log|det A| of many draws of noise."""
         return batch_jax(self.structured_noise, self.layer_variables, size=self.batch_size)
 
     @cached_property
@@ -230,7 +250,7 @@ class Objective:
         seeds : ndarray, shape (draws,)
             As of ``evaluate_many``.
         """
-        inner, base_log_det = self._flow_many(noise)
+        inner, base_log_det = self.flow_many(noise)
         value, log_p, log_det = self.evaluate_many(inner, seeds)
         return value, log_p, norm.logpdf(noise).sum(axis=1) - base_log_det - log_det
 

@@ -7,19 +7,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytensor
 
-from scipy.optimize import minimize
-
 from pymc_emf.exceptions import BadStartError
 from pymc_emf.layers import Affine, LowerTriangular
+from pymc_emf.layers.structured import gate_parameter
+from pymc_emf.variational.modes import Energy, find_modes
 from pymc_emf.variational.objective import Objective
 
-__all__ = ["WarmStart", "evaluate_prior", "start_at", "warm_start"]
+__all__ = ["WarmStart", "evaluate_prior", "gate_sensitivity", "start_at", "warm_start"]
 
 #: Longest vector for which a dense Hessian is computed.
 DENSE_LIMIT = 1000
 N_PRIOR_DRAWS = 200
-N_STARTS = 3
+#: Starts of the search for modes, and how many of the modes become candidates.
+N_STARTS = 12
+N_MODES = 3
 N_RANKING_DRAWS = 1000
+#: Candidates whose ELBOs in nats differ by less are as good as each other.
+SAME_ELBO = 1e-3
+#: Draws from which the sensitivity to the gates is taken.
+N_SENSITIVITY_DRAWS = 50
+#: The value of a gate that a candidate has closed.
+CLOSED = 1e-3
 
 
 @dataclass(frozen=True)
@@ -29,17 +37,29 @@ class WarmStart:
     Attributes
     ----------
     chosen : str
-        "laplace", "prior" (the embedded prior as it stands), "start" (the user's point), or
-        "none" if there was nothing to choose from.
+        "prior" (the embedded prior as it stands), "start" (the user's point), "laplace"
+        (normal approximation at a mode in the noise of the embedded model, "laplace 2" and so
+        on at further modes), "bypass" (the same with all gates closed, which is the normal
+        approximation in value space), or "none" if there was nothing to choose from.
     elbos : dict
         Estimated ELBO of every candidate in nats, from the same draws.
+    sd : float
+        Standard deviation of the log weights at the start in nats, zero where it is exact;
+        infinite if it was not estimated.
     """
 
     chosen: str
     elbos: dict[str, float] = field(default_factory=dict)
+    sd: float = np.inf
 
 
-Normal = tuple[np.ndarray, np.ndarray | None]
+@dataclass(frozen=True)
+class Candidate:
+    """A start of the affine layer, by mean and Cholesky factor, and of the gates."""
+
+    loc: np.ndarray
+    cholesky: np.ndarray | None
+    gates: list[np.ndarray]
 
 
 def evaluate_prior(
@@ -100,12 +120,13 @@ def warm_start(
     log_density: np.ndarray,
     start: np.ndarray | None = None,
 ) -> WarmStart:
-    """Set the affine layer next to the structured one to the best of several candidates.
+    """Set the affine layer next to the structured one, and the gates, to the best candidate.
 
     Optimisation runs in the noise of the structured layer, where the prior is standard normal:
-    L-BFGS and damped Newton from the best of the points given lead to modes; the Hessian at the
-    best mode gives a normal approximation. The prior itself, which is the identity layer, is the
-    rival. The candidate with the highest ELBO wins, the other layers being near the identity.
+    L-BFGS and damped Newton from some of the points given lead to modes; the Hessian at a mode
+    gives a normal approximation. So it does with the gates closed, which is PyMC's value space.
+    The prior itself, which is the identity layer, is the rival. The candidate with the highest
+    ELBO wins, the other layers being near the identity.
 
     Parameters
     ----------
@@ -120,28 +141,57 @@ def warm_start(
     layer = _affine_layer(objective)
     if layer is None:
         return WarmStart("none")
-
-    candidates: dict[str, Normal] = {"prior": (np.zeros(objective.size), None)}
-    starts = [noise[i] for i in _best(log_density)]
+    gates = [p.get_value() for p in objective.structured.parameters]
+    candidates = {"prior": Candidate(np.zeros(objective.size), None, gates)}
+    chosen_starts = _spread(log_density)
     if start is not None:
-        candidates["start"] = start, None
-        starts.insert(0, start)
+        candidates["start"] = Candidate(start, None, gates)
+        chosen_starts = np.unique(np.append(0, chosen_starts))  # where the user's point is
     if objective.size <= DENSE_LIMIT:
-        laplace = _laplace(objective, rng, starts)
-        if laplace is not None:
-            candidates["laplace"] = laplace
+        candidates |= _laplace(objective, rng, noise[chosen_starts])
 
     draws = rng.normal(size=(N_RANKING_DRAWS, objective.size)).astype(noise.dtype)
     seeds = rng.integers(2**31, size=N_RANKING_DRAWS)
-    elbos = {}
+    elbos, sds = {}, {}
     for name, candidate in candidates.items():
-        layer.set(*candidate)
+        _apply(objective, layer, candidate)
         _, log_p, log_q = objective.weigh(draws, seeds)
-        elbos[name] = float(np.mean(log_p - log_q))
+        log_weights = np.asarray(log_p - log_q, dtype=float)
+        elbos[name], sds[name] = float(log_weights.mean()), float(log_weights.std())
+    chosen = _choose(elbos)
+    _apply(objective, layer, candidates[chosen])
+    return WarmStart(chosen, elbos, sds[chosen])
+
+
+def _choose(elbos: dict[str, float]) -> str:
+    """Name of the candidate of the highest ELBO, and of those that hardly differ the first."""
     # an infinite ELBO is a density without bound, at which no fit can start
-    chosen = max(elbos, key=lambda name: elbos[name] if np.isfinite(elbos[name]) else -np.inf)
-    layer.set(*candidates[chosen])
-    return WarmStart(chosen, elbos)
+    known = {name: elbo for name, elbo in elbos.items() if np.isfinite(elbo)}
+    if not known:
+        return "prior"
+    best = max(known.values())
+    return next(name for name, elbo in known.items() if elbo > best - SAME_ELBO)
+
+
+def _apply(objective: Objective, layer: Affine | LowerTriangular, candidate: Candidate) -> None:
+    layer.set(candidate.loc, candidate.cholesky)
+    for parameter, values in zip(objective.structured.parameters, candidate.gates, strict=True):
+        parameter.set_value(values)
+
+
+def gate_sensitivity(objective: Objective, rng: np.random.Generator) -> list[np.ndarray]:
+    """How much the log density changes with each gate's parameter, at typical draws.
+
+    The median size of the derivative in nats, with that of the log density in whitened noise
+    about one. Where a prior is much wider than the posterior, the least movement of its gate
+    moves the draws by many posterior standard deviations.
+    """
+    noise = rng.normal(size=(N_SENSITIVITY_DRAWS, objective.size))
+    inner, _ = objective.flow_many(noise.astype(pytensor.config.floatX))
+    gates = [jnp.asarray(p.get_value()) for p in objective.structured.parameters]
+    minibatches = objective.draw_minibatches(jax.random.key(int(rng.integers(2**31))))
+    slopes = [objective.energy(gates, point, minibatches)[2] for point in inner]
+    return [np.median(np.abs(of_one), axis=0) for of_one in zip(*slopes, strict=True)]
 
 
 def start_at(objective: Objective, start: np.ndarray) -> WarmStart:
@@ -159,92 +209,48 @@ def _affine_layer(objective: Objective) -> Affine | LowerTriangular | None:
     return last if isinstance(last, Affine | LowerTriangular) else None
 
 
-def _best(log_density: np.ndarray) -> np.ndarray:
-    """Indices of the best finite points, best first."""
+def _spread(log_density: np.ndarray) -> np.ndarray:
+    """Indices of the best finite points, and of others from the good to the bad.
+
+    The best points often lie in one and the same basin.
+    """
     order = np.argsort(np.where(np.isfinite(log_density), -log_density, np.inf))
-    return order[: min(N_STARTS, int(np.isfinite(log_density).sum()))]
+    n_finite = int(np.isfinite(log_density).sum())
+    n_best = N_STARTS // 3
+    others = np.linspace(n_best, n_finite - 1, N_STARTS - n_best).astype(int)
+    return order[np.unique(np.clip(np.append(np.arange(n_best), others), 0, n_finite - 1))]
 
 
 def _laplace(
-    objective: Objective, rng: np.random.Generator, starts: list[np.ndarray]
-) -> Normal | None:
-    """Mean and Cholesky factor of the normal approximation at the best mode found."""
-    dtype = pytensor.config.floatX
-    gates = [jnp.asarray(p.get_value()) for p in objective.structured.parameters]
+    objective: Objective, rng: np.random.Generator, starts: np.ndarray
+) -> dict[str, Candidate]:
+    """Normal approximations at the best modes found, with the gates as they are and closed."""
+    parameters = objective.structured.parameters
     minibatches = objective.draw_minibatches(jax.random.key(int(rng.integers(2**31))))
 
-    def energy(noise):
-        return -objective.pulled_back(gates, noise, minibatches)
+    def energy(gates):
+        gates = [jnp.asarray(gate) for gate in gates]
 
-    value_and_gradient = jax.jit(jax.value_and_grad(energy))
+        def function(noise):
+            value, gradient, _ = objective.energy(gates, noise, minibatches)
+            return value, gradient
 
-    def function(noise):
-        value, gradient = value_and_gradient(noise.astype(dtype))
-        value, gradient = float(value), np.asarray(gradient, dtype=float)
-        if not (np.isfinite(value) and np.isfinite(gradient).all()):
-            return 1e300, np.zeros_like(gradient)
-        return value, gradient
+        return Energy(function, pytensor.config.floatX)
 
-    def gradient(noise):
-        value, slope = function(noise)
-        return slope if value < 1e300 else np.full_like(slope, np.nan)
+    def search(prefix, gates, starts, n_modes):
+        modes = find_modes(energy(gates), starts, n_modes, curved=True)
+        names = [prefix, *(f"{prefix} {i}" for i in range(2, len(modes) + 1))]
+        return {
+            name: Candidate(*mode.normal(), gates) for name, mode in zip(names, modes, strict=False)
+        }
 
-    def hessian(noise):
-        return _hessian(gradient, noise, float(np.finfo(dtype).eps))
-
-    options = {"maxiter": 1000}
-    modes = [
-        minimize(function, point.astype(float), jac=True, method="L-BFGS-B", options=options)
-        for point in starts
-    ]
-    modes = [mode for mode in modes if mode.fun < 1e300 and np.isfinite(mode.x).all()]
-    if not modes:
-        return None
-    mode, precision = _newton(function, hessian, min(modes, key=lambda mode: mode.fun).x)
-    if not np.isfinite(precision).all():
-        return None
-    eigenvalues, vectors = np.linalg.eigh(precision)
-    # a direction that is flat or bends the wrong way keeps the prior's unit scale
-    eigenvalues = np.where(eigenvalues < 1e-2, 1.0, eigenvalues)
-    covariance = (vectors / eigenvalues) @ vectors.T
-    return mode, np.linalg.cholesky(covariance)
-
-
-def _hessian(gradient, point: np.ndarray, eps: float) -> np.ndarray:
-    """Hessian by differences of the gradient, which need no further compilation.
-
-    One-sided differences tell how fast the density changes along each element; central ones
-    with steps on that scale follow.
-    """
-    size, here = len(point), gradient(point)
-    steps = np.sqrt(eps) * (1 + np.abs(point))
-    axes = np.eye(size)
-    ahead = [(gradient(point + steps[i] * axes[i])[i] - here[i]) / steps[i] for i in range(size)]
-    steps = eps ** (1 / 5) / np.sqrt(np.maximum(np.abs(np.nan_to_num(ahead)), 1.0))
-    rows = [
-        (gradient(point + step * axis) - gradient(point - step * axis)) / (2 * step)
-        for step, axis in zip(steps, axes, strict=True)
-    ]
-    return (np.array(rows) + np.transpose(rows)) / 2
-
-
-def _newton(
-    function, hessian, point: np.ndarray, n_steps: int = 20
-) -> tuple[np.ndarray, np.ndarray]:
-    """Polish a mode by damped Newton steps, as long as they descend; return the Hessian too."""
-    value, gradient = function(point)
-    curvature = hessian(point)
-    for _ in range(n_steps):
-        if not np.isfinite(curvature).all() or np.abs(gradient).max() < 1e-7:
-            break
-        eigenvalues, vectors = np.linalg.eigh(curvature)
-        step = -(vectors / np.maximum(np.abs(eigenvalues), 1e-3)) @ (vectors.T @ gradient)
-        for damping in (1.0, 0.3, 0.1, 0.01):
-            new_value, new_gradient = function(point + damping * step)
-            if new_value < value:
-                point, value, gradient = point + damping * step, new_value, new_gradient
-                curvature = hessian(point)
-                break
-        else:
-            break
-    return point, curvature
+    gates = [p.get_value() for p in parameters]
+    found = search("laplace", gates, starts, N_MODES)
+    if parameters and found:
+        closed = [np.full_like(gate, gate_parameter(CLOSED)) for gate in gates]
+        locs = np.array([candidate.loc for candidate in found.values()])
+        values, _, _ = objective.evaluate_many(
+            locs.astype(starts.dtype), np.zeros(len(locs), dtype=int)
+        )
+        found |= search("bypass", closed, values, 1)
+    return found

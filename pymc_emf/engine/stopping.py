@@ -1,0 +1,67 @@
+"""When to stop: losses that no longer fall, or have no noise left."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["EXACT", "Stopping", "has_plateaued", "is_exact"]
+
+#: Steps whose losses are averaged before they are compared with those of as many steps before.
+WINDOW = 1000
+#: Estimated divergence from the posterior, in nats, below which there is nothing left to learn.
+EXACT = 1e-6
+
+
+class Stopping(NamedTuple):
+    """Why a fit ended.
+
+    Attributes
+    ----------
+    reason : str
+        "steps" (all that were asked for), "converged" (the ELBO no longer rose, see ``tol``),
+        "exact" (the approximation is the posterior, up to rounding), "callback"
+        (``StopIteration``), "interrupted" (Ctrl-C) or "non-finite".
+    step : int
+        Number of steps taken.
+    """
+
+    reason: str
+    step: int
+
+
+def has_plateaued(losses: np.ndarray, tol: float) -> bool:
+    """Whether losses no longer fall by more than ``tol``, or by more than their Monte Carlo error.
+
+    Compares the last 1,000 with the 1,000 before.
+
+    Parameters
+    ----------
+    losses : ndarray
+        Of every step so far.
+    tol : float
+        In the units of the losses.
+    """
+    if len(losses) < 2 * WINDOW:
+        return False
+    earlier, latest = losses[-2 * WINDOW : -WINDOW], losses[-WINDOW:]
+    if not (np.isfinite(earlier).all() and np.isfinite(latest).all()):
+        return False
+    se = np.sqrt((earlier.var(ddof=1) + latest.var(ddof=1)) / WINDOW)
+    return bool(earlier.mean() - latest.mean() < max(tol, se))
+
+
+def is_exact(losses: np.ndarray, n_draws: int) -> bool:
+    """Whether the log weights, of whose means these losses are, no longer vary.
+
+    Half their variance is the divergence from the posterior, where that is small.
+
+    Parameters
+    ----------
+    losses : ndarray
+        Of the last steps.
+    n_draws : int
+        Draws behind each of them.
+    """
+    # the largest deviation, since a single one shows that there is something to learn
+    spread = np.ptp(losses) ** 2 * n_draws
+    return bool(len(losses) > 1 and spread < 2 * EXACT)

@@ -1,0 +1,60 @@
+"""Schedules and the rules by which a fit stops."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pymc_emf.engine.optimizers import cool_down, default_optimizer
+from pymc_emf.engine.stopping import WINDOW, has_plateaued, is_exact
+
+
+def rates(optimizer, state, n):
+    """Size of each step along a constant gradient, which Adam makes one before the rates."""
+    sizes = []
+    for _ in range(n):
+        updates, state = optimizer.update(jnp.ones(2), state)
+        sizes.append(np.asarray(-updates))
+    return np.array(sizes), state
+
+
+def test_schedule_rises_and_falls_to_zero():
+    n = 2000
+    optimizer = default_optimizer(n, np.array([0.01, 0.001]))
+    sizes, state = rates(optimizer, optimizer.init(jnp.zeros(2)), n)
+    np.testing.assert_allclose(sizes[:, 0], 10 * sizes[:, 1], rtol=1e-6)
+    expected = optax.warmup_cosine_decay_schedule(0.0, 0.01, 100, n)
+    np.testing.assert_allclose(sizes[:, 0], [expected(i) for i in range(n)], atol=1e-8)
+    more, _ = rates(optimizer, state, 3)
+    np.testing.assert_allclose(more, 0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [2500, 10_000])
+@pytest.mark.parametrize("done", [150, 1000, 2000])
+@pytest.mark.parametrize("n_left", [50, 500])
+def test_cool_down_goes_on_at_the_same_rate_and_ends_at_zero(n, done, n_left):
+    optimizer = default_optimizer(n, np.array([0.01, 0.01]))
+    before, state = rates(optimizer, optimizer.init(jnp.zeros(2)), done)
+    after, state = rates(optimizer, cool_down(state, n_left), n_left)
+    np.testing.assert_allclose(after[0], before[-1], rtol=0.03, atol=1e-5)
+    assert (np.diff(after[:, 0]) <= 1e-9).all()
+    beyond, _ = rates(optimizer, state, 2)
+    np.testing.assert_allclose(beyond, 0.0, atol=1e-6)
+
+
+def test_plateau():
+    rng = np.random.default_rng(0)
+    flat = rng.normal(size=3 * WINDOW)
+    falling = flat - np.arange(3 * WINDOW) * 5e-4
+    assert not has_plateaued(flat[: 2 * WINDOW - 1], 10.0)
+    assert not has_plateaued(falling, 0.01)
+    assert has_plateaued(falling, 0.7)  # which falls by half a nat a window
+    stopped = [has_plateaued(rng.normal(size=2 * WINDOW), 0.0) for _ in range(200)]
+    assert 0.7 < np.mean(stopped) < 0.95  # within one standard error, or rising
+    assert not has_plateaued(np.append(flat, np.nan), 10.0)
+
+
+def test_exactness():
+    assert is_exact(np.full(100, 3.0) + 1e-9 * np.arange(100), 50)
+    assert not is_exact(np.full(100, 3.0) + 1e-5 * np.arange(100), 50)
+    assert not is_exact(np.array([3.0]), 50)
