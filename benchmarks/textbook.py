@@ -13,7 +13,8 @@ the same posterior, and the file says which:
 as written   the model itself
 whitened     its unconstrained space in affine coordinates that make the Laplace approximation at
              the mode a standard normal (:func:`whiten`)
-non-centred  another model with the same joint density of the same variables
+non-centred  the same variables as functions of standard normal noise
+marginal     some variables integrated out of the likelihood, and drawn given the others
 ============ ====================================================================================
 """
 
@@ -239,12 +240,12 @@ def rats() -> pm.Model:
     return model
 
 
-def eight_schools(centred: bool = True) -> pm.Model:
+def eight_schools(form: str = "as written") -> pm.Model:
     """Coaching effects in eight schools (Rubin 1981), centred; HalfCauchy(5) and a flat mean."""
     with pm.Model(coords={"school": list("ABCDEFGH")}) as model:
         mu = pm.Flat("mu")
         tau = pm.HalfCauchy("tau", 5)
-        if centred:
+        if form == "as written":
             theta = pm.Normal("theta", mu, tau, dims="school")
         else:
             noise = pm.Normal("noise", dims="school")
@@ -304,22 +305,30 @@ def garch() -> pm.Model:
     return model
 
 
-def nile(centred: bool = True) -> pm.Model:
+def nile(form: str = "as written") -> pm.Model:
     """Flow of the Nile, 1871 to 1970 (Cobb 1978), raw; a random walk seen through noise."""
     data = _frame("nile")
     flow = data["volume"].to_numpy(dtype=float)
     with pm.Model(coords={"year": data["year"].to_numpy(dtype=int)}) as model:
         step = pm.HalfNormal("step", 500)
         sigma = pm.HalfNormal("sigma", 500)
-        first = pm.Normal.dist(1000, 1000)
-        if centred:
+        if form == "as written":
+            first = pm.Normal.dist(1000, 1000)
             level = pm.GaussianRandomWalk("level", sigma=step, init_dist=first, dims="year")
+            pm.Normal("y", level, sigma, observed=flow)
         else:
-            start = pm.Normal("level_start", 1000, 1000)
-            noise = pm.Normal("noise", shape=len(flow) - 1)
-            path = pt.concatenate([start[None], start + step * noise.cumsum()])
-            level = pm.Deterministic("level", path, dims="year")
-        pm.Normal("y", level, sigma, observed=flow)
+            one, time = np.eye(len(flow)), np.arange(len(flow))
+            covariance = 1000**2 + step**2 * np.minimum.outer(time, time)
+            pm.MvNormal("y", np.full(len(flow), 1000), covariance + sigma**2 * one, observed=flow)
+            # The level given the rest, by its precision: the walk's is that of its steps.
+            scale = pt.concatenate([[1000.0], pt.repeat(step, len(flow) - 1)])
+            steps = (one - np.eye(len(flow), k=-1)) / scale[:, None]
+            root = pt.linalg.cholesky(steps.T @ steps + one / sigma**2)
+            shift = one[0] / 1000 + flow / sigma**2
+            noise = pm.Normal("noise", dims="year")
+            white = noise + pt.linalg.solve_triangular(root, shift, lower=True)
+            level = pt.linalg.solve_triangular(root.T, white, lower=False)
+            pm.Deterministic("level", level, dims="year")
     return model
 
 
@@ -442,7 +451,7 @@ NUTS: dict[str, dict] = {
     "engel": {"form": "whitened"},
     "anes96": {"form": "whitened"},
     "eight_schools": {"form": "non-centred", "target_accept": 0.99},
-    "nile": {"form": "non-centred"},
+    "nile": {"form": "marginal"},
 }
 
 
@@ -536,8 +545,8 @@ def reference(
     names = [variable.name for variable in model.free_RVs]
     if form == "whitened":
         sampled = whiten(model)
-    elif form == "non-centred":
-        sampled = MODELS[name](centred=False)
+    elif form != "as written":
+        sampled = MODELS[name](form=form)
     else:
         sampled = model
     begin = perf_counter()
