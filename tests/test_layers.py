@@ -113,6 +113,22 @@ def test_set(kind):
         np.testing.assert_allclose(matrix, np.diag(np.diag(precision) ** -0.5), atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", [emf.Affine, emf.LowerTriangular])
+def test_reframe_keeps_the_map(kind):
+    cholesky = np.tril(np.random.default_rng(0).normal(size=(SIZE, SIZE)))
+    cholesky[np.diag_indices(SIZE)] = np.arange(1.0, SIZE + 1)
+    layer = kind(SIZE)
+    layer.set(np.arange(SIZE) - 2.0, cholesky)
+    perturb(layer)
+    compiled = emf.compile(layer)
+    noise = np.random.default_rng(1).normal(size=(5, SIZE))
+    before = compiled.forward(noise)
+    layer.reframe()
+    assert not any(p.get_value().any() for p in layer.parameters)
+    for old, new in zip(before, compiled.forward(noise), strict=True):
+        np.testing.assert_allclose(new, old, rtol=1e-12)
+
+
 def test_presets_make_layers():
     rng = np.random.default_rng(0)
     for name in PRESETS:

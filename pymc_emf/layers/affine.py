@@ -63,8 +63,14 @@ class Affine(Bijection):
             log_scale = -0.5 * np.log(np.sum(inverse_factor**2, axis=0))
         _set(self.frame_loc, loc)
         _set(self.frame_log_scale, log_scale)
-        _set(self.loc, np.zeros(self.size))
-        _set(self.log_scale, np.zeros(self.size))
+        _reset(self.parameters)
+
+    def reframe(self) -> None:
+        """Move what has been learnt into the frame; the map stays the same."""
+        scale = np.exp(self.frame_log_scale.get_value())
+        _set(self.frame_loc, self.frame_loc.get_value() + scale * self.loc.get_value())
+        _set(self.frame_log_scale, self.frame_log_scale.get_value() + self.log_scale.get_value())
+        _reset(self.parameters)
 
 
 class LowerTriangular(Bijection):
@@ -118,8 +124,21 @@ class LowerTriangular(Bijection):
         """Set to the normal with this mean and lower Cholesky factor, by default the identity."""
         _set(self.frame_loc, loc)
         _set(self.frame_matrix, np.eye(self.size) if cholesky is None else cholesky)
-        for shared in self.parameters:
-            _set(shared, np.zeros(shared.get_value(borrow=True).shape))
+        _reset(self.parameters)
+
+    def reframe(self) -> None:
+        """Move what has been learnt into the frame; the map stays the same."""
+        matrix = np.diag(np.exp(self.log_diagonal.get_value()))
+        matrix[np.tril_indices(self.size, -1)] = self.below.get_value()
+        frame = self.frame_matrix.get_value()
+        _set(self.frame_loc, self.frame_loc.get_value() + frame @ self.loc.get_value())
+        _set(self.frame_matrix, frame @ matrix)
+        _reset(self.parameters)
+
+
+def _reset(parameters) -> None:
+    for shared in parameters:
+        shared.set_value(np.zeros_like(shared.get_value()))
 
 
 def _set(shared, values: np.ndarray) -> None:

@@ -5,6 +5,7 @@ import time
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -52,6 +53,9 @@ MAX_NUMBERS_AHEAD = 2**22
 
 #: Steps over which the rates fall to zero once the ELBO has stopped rising.
 COOL_DOWN = 1000
+
+#: Candidates of the warm start are tried out for this share of the steps, within bounds.
+TRIAL_SHARE, MIN_TRIAL, MAX_TRIAL = 20, 50, 500
 
 LEARNING_RATE = 0.01
 #: Gates are sigmoids of 100 times their parameter, and take a tenth of the rate.
@@ -309,7 +313,7 @@ class EMFApprox(Inference):
             if with_jax:
                 self._loop = self._compile(n, obj_optimizer, total_grad_norm_constraint, obj_n_mc)
             if not self._prepared:
-                self._find_start(approx, start)
+                self._find_start(approx, start, n)
         except BaseException:
             if not self._prepared:
                 del self.objective  # as if fit had never been called
@@ -365,18 +369,39 @@ class EMFApprox(Inference):
         approx.timing["rewrite"] += time.perf_counter() - begin
         return start
 
-    def _find_start(self, approx: EMFApproximation, start: np.ndarray | None) -> None:
+    def _find_start(self, approx: EMFApproximation, start: np.ndarray | None, n: int) -> None:
         """Check that the log density is finite somewhere, and find a good start."""
         begin = time.perf_counter()
         objective = approx.objective
         noise, log_density = evaluate_prior(objective, self._rng, start)
         if self.warm_start is not False:
-            approx.warm_start = warm_start(objective, self._rng, noise, log_density, start)
-            sensitivity = gate_sensitivity(objective, self._rng)
-            self._gate_rates = _gate_rates(sensitivity, approx.warm_start.sd)
+            train = None
+            if self._loop is not None and self._loop.obj_optimizer is None:
+                n_steps = min(n // TRIAL_SHARE, MAX_TRIAL)
+                train = (
+                    partial(self._try_out, self._loop, n_steps) if n_steps >= MIN_TRIAL else None
+                )
+            approx.warm_start = warm_start(objective, self._rng, noise, log_density, start, train)
+            self._set_gate_rates(approx.warm_start.sd)
         elif start is not None:
             approx.warm_start = start_at(objective, start)
         approx.timing["warm_start"] = time.perf_counter() - begin
+
+    def _set_gate_rates(self, sd: float = np.inf) -> None:
+        sensitivity = gate_sensitivity(self.approx.objective, self._rng)
+        self._gate_rates = _gate_rates(sensitivity, sd)
+
+    def _try_out(self, loop: _Loop, n_steps: int) -> None:
+        """Train for a few steps, to see what becomes of a start."""
+        objective = self.approx.objective
+        self._set_gate_rates()
+        values, unpack = _flatten(objective.parameters, flat=True)
+        optimizer = _clipped(self._default_optimizer(n_steps), loop.norm)
+        state = start_state(values, optimizer, _values(objective.buffers))
+        key = jax.random.key(int(self._rng.integers(2**31)))
+        for done in range(0, n_steps, CHUNK_SIZE):
+            state, _ = loop.chunk(state, key, min(CHUNK_SIZE, n_steps - done))
+        store(objective.parameters, unpack(state.parameters))
 
     def _compile(self, n, obj_optimizer, norm, n_draws) -> _Loop:
         """Begin to compile the loop, unless there is one of the same kind already."""

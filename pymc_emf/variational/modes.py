@@ -13,7 +13,9 @@ __all__ = ["Energy", "Mode", "find_modes"]
 #: Iterations of L-BFGS from every start, and more of them for the few best modes.
 N_FIRST_ITERATIONS = 50
 N_ITERATIONS = 1000
-N_NEWTON_STEPS = 15
+MAX_NEWTON_STEPS = 30
+#: Gradients spent on the Hessians of one mode.
+MAX_GRADIENTS = 2000
 #: Modes are the same if neither their energies nor their places differ by more.
 SAME_ENERGY, SAME_PLACE = 0.1, 0.1
 #: A Newton step that promises less, in nats, is the last one.
@@ -194,7 +196,8 @@ def _polish(energy: Energy, mode: Mode) -> Mode:
     """Damped Newton steps, as long as they descend."""
     point, hessian = mode.point, energy.hessian(mode.point)
     value, gradient = energy(point)
-    for _ in range(N_NEWTON_STEPS):
+    n_steps = int(np.clip(MAX_GRADIENTS // (3 * len(point)), 2, MAX_NEWTON_STEPS))
+    for _ in range(n_steps):
         if not np.isfinite(hessian).all():
             break
         scales, scaled = _unit_diagonal(hessian)

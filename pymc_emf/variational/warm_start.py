@@ -1,5 +1,6 @@
 """Where the fit starts: candidates for the affine layer, ranked by their ELBO."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import jax
@@ -10,6 +11,7 @@ import pytensor
 from pymc_emf.exceptions import BadStartError
 from pymc_emf.layers import Affine, LowerTriangular
 from pymc_emf.layers.structured import gate_parameter
+from pymc_emf.variational.checks import store
 from pymc_emf.variational.modes import Energy, find_modes
 from pymc_emf.variational.objective import Objective
 
@@ -24,6 +26,10 @@ N_MODES = 3
 N_RANKING_DRAWS = 1000
 #: Candidates whose ELBOs in nats differ by less are as good as each other.
 SAME_ELBO = 1e-3
+#: A start whose log weights vary by less, in nats, needs no comparison by training.
+CLOSE = 1.0
+#: Nats behind the best by which a normal approximation is out of the race.
+FAR_BEHIND = 100.0
 #: Draws from which the sensitivity to the gates is taken.
 N_SENSITIVITY_DRAWS = 50
 #: The value of a gate that a candidate has closed.
@@ -46,11 +52,14 @@ class WarmStart:
     sd : float
         Standard deviation of the log weights at the start in nats, zero where it is exact;
         infinite if it was not estimated.
+    trained_elbos : dict
+        ELBO of every candidate that was trained for a while, afterwards; empty if none was.
     """
 
     chosen: str
     elbos: dict[str, float] = field(default_factory=dict)
     sd: float = np.inf
+    trained_elbos: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,14 +128,18 @@ def warm_start(
     noise: np.ndarray,
     log_density: np.ndarray,
     start: np.ndarray | None = None,
+    train: Callable[[], None] | None = None,
 ) -> WarmStart:
     """Set the affine layer next to the structured one, and the gates, to the best candidate.
 
     Optimisation runs in the noise of the structured layer, where the prior is standard normal:
     L-BFGS and damped Newton from some of the points given lead to modes; the Hessian at a mode
     gives a normal approximation. So it does with the gates closed, which is PyMC's value space.
-    The prior itself, which is the identity layer, is the rival. The candidate with the highest
-    ELBO wins, the other layers being near the identity.
+    The prior itself, which is the identity layer, is the rival.
+
+    The candidate with the highest ELBO wins. If it is far from the posterior, first all of them
+    are trained for a while: the mode of a funnel is a spike of next to no mass, from which the
+    fit would not find out, and the prior, however wide, leads into the bulk.
 
     Parameters
     ----------
@@ -137,30 +150,53 @@ def warm_start(
         From :func:`evaluate_prior`.
     start : ndarray, optional
         The user's point of structured noise.
+    train : callable, optional
+        Trains the parameters of the objective in place for some steps.
     """
     layer = _affine_layer(objective)
     if layer is None:
         return WarmStart("none")
     gates = [p.get_value() for p in objective.structured.parameters]
     candidates = {"prior": Candidate(np.zeros(objective.size), None, gates)}
-    chosen_starts = _spread(log_density)
+    starts = _spread(log_density)
     if start is not None:
         candidates["start"] = Candidate(start, None, gates)
-        chosen_starts = np.unique(np.append(0, chosen_starts))  # where the user's point is
+        starts = np.unique(np.append(0, starts))  # where the user's point is
     if objective.size <= DENSE_LIMIT:
-        candidates |= _laplace(objective, rng, noise[chosen_starts])
+        candidates |= _laplace(objective, rng, noise[starts])
 
     draws = rng.normal(size=(N_RANKING_DRAWS, objective.size)).astype(noise.dtype)
     seeds = rng.integers(2**31, size=N_RANKING_DRAWS)
-    elbos, sds = {}, {}
+
+    def log_weights() -> np.ndarray:
+        _, log_p, log_q = objective.weigh(draws, seeds)
+        return np.asarray(log_p - log_q, dtype=float)
+
+    found: dict[str, np.ndarray] = {}
     for name, candidate in candidates.items():
         _apply(objective, layer, candidate)
-        _, log_p, log_q = objective.weigh(draws, seeds)
-        log_weights = np.asarray(log_p - log_q, dtype=float)
-        elbos[name], sds[name] = float(log_weights.mean()), float(log_weights.std())
+        found[name] = log_weights()
+    elbos = {name: float(weights.mean()) for name, weights in found.items()}
     chosen = _choose(elbos)
+    sd = float(found[chosen].std())
+    if train is None or sd < CLOSE or len(candidates) == 1:
+        _apply(objective, layer, candidates[chosen])
+        return WarmStart(chosen, elbos, sd)
+
+    untrained = [p.get_value() for p in objective.parameters]
+    trained: dict[str, list[np.ndarray]] = {}
+    for name in _worth_training(elbos):
+        store(objective.parameters, untrained)
+        _apply(objective, layer, candidates[name])
+        train()
+        found[name] = log_weights()
+        trained[name] = [p.get_value() for p in objective.parameters]
+    after = {name: float(found[name].mean()) for name in trained}
+    chosen = _choose(after)
     _apply(objective, layer, candidates[chosen])
-    return WarmStart(chosen, elbos, sds[chosen])
+    store(objective.parameters, trained[chosen])
+    layer.reframe()
+    return WarmStart(chosen, elbos, float(found[chosen].std()), after)
 
 
 def _choose(elbos: dict[str, float]) -> str:
@@ -168,15 +204,21 @@ def _choose(elbos: dict[str, float]) -> str:
     # an infinite ELBO is a density without bound, at which no fit can start
     known = {name: elbo for name, elbo in elbos.items() if np.isfinite(elbo)}
     if not known:
-        return "prior"
+        return next(iter(elbos))
     best = max(known.values())
     return next(name for name, elbo in known.items() if elbo > best - SAME_ELBO)
 
 
+def _worth_training(elbos: dict[str, float]) -> list[str]:
+    """The prior, whatever its ELBO, and those of the others that are not far behind the best."""
+    others = {name: elbo for name, elbo in elbos.items() if name != "prior"}
+    best = max((elbo for elbo in others.values() if np.isfinite(elbo)), default=0.0)
+    return ["prior", *(name for name, elbo in others.items() if elbo > best - FAR_BEHIND)]
+
+
 def _apply(objective: Objective, layer: Affine | LowerTriangular, candidate: Candidate) -> None:
     layer.set(candidate.loc, candidate.cholesky)
-    for parameter, values in zip(objective.structured.parameters, candidate.gates, strict=True):
-        parameter.set_value(values)
+    store(objective.structured.parameters, candidate.gates)
 
 
 def gate_sensitivity(objective: Objective, rng: np.random.Generator) -> list[np.ndarray]:

@@ -1,0 +1,96 @@
+"""Where fits start, on posteriors whose scale, shape or modes are awkward."""
+
+import numpy as np
+import pymc as pm
+import pytensor.tensor as pt
+import pytest
+
+import pymc_emf as emf
+
+quiet = {"progressbar": False}
+
+
+def check_moments(draws, mean, covariance):
+    """Within a tenth of a standard deviation, and a tenth of each."""
+    sd = np.sqrt(np.diag(covariance))
+    assert (np.abs(draws.mean(0) - mean) < 0.1 * sd).all()
+    assert (np.abs(draws.std(0) / sd - 1) < 0.1).all()
+
+
+@pytest.mark.parametrize("prior", ["flat", "wide"])
+def test_unscaled_and_correlated_covariates(prior):
+    """Coefficients of size 1e5 beside 1e-3, whose posterior is known."""
+    rng = np.random.default_rng(0)
+    year = 1950 + np.arange(20.0)
+    x = np.column_stack([np.ones(20), year, 1e6 + 3e4 * (year - 1950) + 1e3 * rng.normal(size=20)])
+    y = x @ [-2e5, 100.0, 1e-3] + 30.0 * rng.normal(size=20)
+    with pm.Model() as model:
+        if prior == "flat":
+            beta = pm.Flat("beta", shape=3)
+        else:
+            beta = pm.Normal("beta", 0.0, 1e6, shape=3)
+        pm.Normal("y", pt.constant(x) @ beta, 30.0, observed=y)
+    # least squares, with the prior as further rows
+    rows = np.vstack([x / 30.0, np.eye(3) / (np.inf if prior == "flat" else 1e6)])
+    q, r = np.linalg.qr(rows)
+    mean = np.linalg.solve(r, q.T @ np.append(y / 30.0, np.zeros(3)))
+    root = np.linalg.inv(r)
+    approx = emf.fit(1000, model=model, random_seed=0, **quiet)
+    draws = approx.sample(20_000, random_seed=1).posterior["beta"].values[0]
+    check_moments(draws, mean, root @ root.T)
+    # not only along the axes
+    whitened = (draws - mean) @ np.linalg.inv(root).T
+    np.testing.assert_allclose(np.cov(whitened.T), np.eye(3), atol=0.1)
+    assert approx.pareto_k < 0.7
+
+
+def test_a_gate_moves_no_faster_than_its_posterior_allows():
+    with pm.Model() as model:
+        wide = pm.Normal("wide", 0.0, 1e6)
+        narrow = pm.Normal("narrow", 0.0, 1.0)
+        pm.Normal("y", wide, 1.0, observed=[5e5, 5e5 + 1])
+        pm.StudentT("z", 4, mu=narrow, sigma=1.0, observed=[0.5, 1.0])
+    method = emf.EMFApprox(model, random_seed=0)
+    approx = method.fit(2000, **quiet)
+    draws = approx.sample(20_000, random_seed=1).posterior["wide"].values[0]
+    check_moments(draws[:, None], np.array([5e5 + 0.5]), np.array([[0.5]]))
+
+
+@pytest.fixture(scope="module")
+def walk():
+    """A random walk of unknown step seen through unknown noise: a spike in density at no step."""
+    rng = np.random.default_rng(1)
+    level = 1000 + np.cumsum(30.0 * rng.normal(size=12))
+    with pm.Model() as model:
+        step = pm.HalfNormal("step", 500)
+        sigma = pm.HalfNormal("sigma", 500)
+        start = pm.Normal.dist(1000, 1000)
+        x = pm.GaussianRandomWalk("x", sigma=step, init_dist=start, shape=12)
+        pm.Normal("y", x, sigma, observed=level + 100.0 * rng.normal(size=12))
+    return model
+
+
+def test_never_worse_than_the_cold_start(walk):
+    cold = emf.fit(3000, model=walk, random_seed=0, warm_start=False, **quiet)
+    warm = emf.fit(3000, model=walk, random_seed=0, **quiet)
+    assert set(warm.warm_start.trained_elbos) <= set(warm.warm_start.elbos)
+    assert "prior" in warm.warm_start.trained_elbos
+    best = max(warm.warm_start.trained_elbos, key=warm.warm_start.trained_elbos.get)
+    assert warm.warm_start.chosen == best
+    old, new = cold.elbo(20_000, random_seed=1), warm.elbo(20_000, random_seed=1)
+    assert new.mean > old.mean - 3 * (old.se + new.se) - 0.05
+
+
+def test_candidates_and_modes():
+    """Two wells, of which the deeper is found."""
+    with pm.Model() as model:
+        x = pm.Normal("x", 0.0, 1.0, shape=2)
+        pm.Potential("wells", pt.logaddexp(-200 * (x[0] - 1) ** 2, 3 - 200 * (x[0] + 1) ** 2))
+    approx = emf.fit(500, model=model, random_seed=0, **quiet)
+    start = approx.warm_start
+    assert {"prior", "laplace", "laplace 2", "bypass"} <= set(start.elbos)
+    assert start.chosen.startswith("laplace")
+    assert start.elbos["laplace"] > start.elbos["laplace 2"] + 2
+    # the well's curvature and the prior's
+    draws = approx.sample(10_000, random_seed=0).posterior["x"].values[0, :, :1]
+    check_moments(draws, np.array([-400 / 401]), np.array([[1 / 401]]))
