@@ -43,6 +43,7 @@ from pymc.distributions.transforms import ordered
 from pytensor.gradient import hessian
 from pytensor.graph.replace import graph_replace
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from scipy.linalg import cholesky, solve_triangular
 from sklearn import datasets
@@ -712,8 +713,8 @@ def tabulate(records: list[dict]) -> Table:
         if "error" in record:
             row += ["failed", record["error"].partition(":")[0], "", "", ""]
         else:
-            row += [f"{record['mean_error']:+.3f}", record["mean_at"]]
-            row += [f"{record['sd_ratio']:.3f}", record["sd_at"], f"{record['k']:.2f}"]
+            row += [f"{record['mean_error']:+.3f}", escape(record["mean_at"])]
+            row += [f"{record['sd_ratio']:.3f}", escape(record["sd_at"]), f"{record['k']:.2f}"]
         row += ["yes" if record["warnings"] else "", "yes" if record["passed"] else "no"]
         table.add_row(*row)
     return table
