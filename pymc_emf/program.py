@@ -177,6 +177,12 @@ class Program:
         """The sites in the order of the flat vectors."""
         return sorted(self.sites, key=lambda site: site.noise.start)
 
+    def element_name(self, position: int) -> str:
+        """Name of one element of the flat vectors, such as ``theta[2]``."""
+        site = next(s for s in self.sites if s.noise.start <= position < s.noise.stop)
+        index = np.unravel_index(position - site.noise.start, site.shape)
+        return site.name + (f"[{', '.join(map(str, map(int, index)))}]" if index else "")
+
     def _walk(self) -> Iterator[Site]:
         frozen = self.frozen
         slices, shapes, start = {}, {}, 0

@@ -9,10 +9,18 @@ import optax
 import pytensor
 
 from arviz_stats.base import array_stats
+from scipy.special import softmax
 
 from pymc_emf.variational.objective import Objective
 
-__all__ = ["explain", "keep_the_better", "pareto_k", "store", "warn_if_poor"]
+__all__ = [
+    "explain",
+    "keep_the_better",
+    "moments_in_doubt",
+    "pareto_smoothed",
+    "store",
+    "warn_if_poor",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +28,9 @@ logger = logging.getLogger(__name__)
 N_FINAL_DRAWS = 5000
 #: Above it, importance weights are unreliable, and so is the approximation.
 MAX_PARETO_K = 0.7
+#: Correction of a mean, in standard deviations, or of a standard deviation that is worth a
+#: warning, and the number of standard errors that it must exceed.
+MAX_CORRECTION, N_SE = 0.1, 4.0
 #: Rise of the ELBO over the last fifth of the steps that is worth a warning, in nats.
 MIN_GAIN = 0.1
 
@@ -32,7 +43,7 @@ def store(parameters, values) -> None:
 
 def keep_the_better(
     objective: Objective, before: list[np.ndarray], rng: np.random.Generator
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Go back to the parameters before the fit unless it has improved on them.
 
     Where the start is exact, the noise of the gradients can only lead away from it. If the two
@@ -41,21 +52,23 @@ def keep_the_better(
 
     Returns
     -------
-    ndarray
-        Log weights of fresh draws from what was kept, in nats.
+    values : ndarray, shape (draws, size)
+        Fresh draws from what was kept, in value space.
+    log_weights : ndarray, shape (draws,)
+        Their log weights, in nats.
     """
     noise = rng.normal(size=(N_FINAL_DRAWS, objective.size)).astype(pytensor.config.floatX)
     seeds = rng.integers(2**31, size=N_FINAL_DRAWS)
     after = [p.get_value() for p in objective.parameters]
 
-    def log_weights():
-        _, log_p, log_q = objective.weigh(noise, seeds)
-        return np.asarray(log_p - log_q, dtype=float)
+    def draw():
+        values, log_p, log_q = objective.weigh(noise, seeds)
+        return values, np.asarray(log_p - log_q, dtype=float)
 
-    fitted = log_weights()
+    fitted_values, fitted = draw()
     try:
         store(objective.parameters, before)
-        started = log_weights()
+        started_values, started = draw()
     finally:  # an interrupt here must not cost the fit
         store(objective.parameters, after)
     gain = fitted - started
@@ -65,17 +78,58 @@ def keep_the_better(
     if not improved and np.isfinite(started).all():
         store(objective.parameters, before)
         logger.info("The fit kept its start, whose ELBO is %.3g nats higher.", -gain.mean())
-        return started
-    return fitted
+        return started_values, started
+    return fitted_values, fitted
 
 
-def pareto_k(log_weights: np.ndarray) -> float:
-    """Pareto k-hat of importance weights (Vehtari et al., arXiv:1507.02646); NaN if not finite."""
+def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
+    """Normalised weights with a smoothed tail, and Pareto k-hat.
+
+    Vehtari et al., "Pareto smoothed importance sampling", arXiv:1507.02646. k-hat is NaN if a
+    weight is not finite, and minus infinity if all are equal but for rounding.
+    """
+    equal = np.full(len(log_weights), 1 / len(log_weights))
     if not np.isfinite(log_weights).all():
-        return np.nan
-    if np.ptp(log_weights) < 1e-6:  # equal but for rounding: there is no tail
-        return -np.inf
-    return float(array_stats.psislw(-log_weights)[1])
+        return equal, np.nan
+    if np.ptp(log_weights) < 1e-6:
+        return equal, -np.inf
+    smoothed, k = array_stats.psislw(-log_weights)
+    return softmax(smoothed), float(k)
+
+
+def moments_in_doubt(values: np.ndarray, weights: np.ndarray) -> tuple[int, str] | None:
+    """Tell which element's mean or standard deviation the weights correct most, and how.
+
+    Parameters
+    ----------
+    values : ndarray, shape (draws, size)
+    weights : ndarray, shape (draws,)
+        Normalised.
+
+    Returns
+    -------
+    (int, str) or None
+        The element and what the weights say of it; None if no correction is larger than a tenth,
+        and than what the finite number of draws explains.
+    """
+    values = np.asarray(values, dtype=float)
+    sd = values.std(axis=0)
+    sd = np.where(sd > 0, sd, 1.0)
+    z = (values - values.mean(axis=0)) / sd
+    shift = weights @ z
+    ratio = np.sqrt(weights @ (z - shift) ** 2)
+    # errors of both corrections, each draw with its own share
+    excess = weights - 1 / len(weights)
+    shift_se = np.sqrt(excess**2 @ z**2)
+    ratio_se = np.sqrt(excess**2 @ (z**2 - 1) ** 2) / 2
+    sizes = np.array([np.abs(shift), np.abs(ratio - 1)])
+    sizes[sizes < N_SE * np.array([shift_se, ratio_se])] = 0.0
+    which, element = np.unravel_index(sizes.argmax(), sizes.shape)
+    if sizes[which, element] < MAX_CORRECTION:
+        return None
+    if which == 0:
+        return int(element), f"shift its mean by {shift[element]:+.2f} standard deviations"
+    return int(element), f"multiply its standard deviation by {ratio[element]:.2f}"
 
 
 def gain_at_the_end(losses: np.ndarray) -> tuple[float, float]:
@@ -89,7 +143,7 @@ def gain_at_the_end(losses: np.ndarray) -> tuple[float, float]:
     return float(earlier.mean() - latest.mean()), float(se)
 
 
-def warn_if_poor(k: float, losses: np.ndarray) -> None:
+def warn_if_poor(k: float, losses: np.ndarray, doubt: tuple[str, str] | None = None) -> None:
     """Say in plain words that a fit is poor, as far as it shows.
 
     Parameters
@@ -98,6 +152,8 @@ def warn_if_poor(k: float, losses: np.ndarray) -> None:
         Pareto k-hat of the log weights.
     losses : ndarray
         Of every step, in nats.
+    doubt : (str, str), optional
+        A variable whose moments the weights correct, and how.
     """
     gain, se = gain_at_the_end(losses)
     if gain > max(MIN_GAIN, 3 * se):
@@ -118,6 +174,12 @@ def warn_if_poor(k: float, losses: np.ndarray) -> None:
             "model, or use pm.sample.",
             k,
             MAX_PARETO_K,
+        )
+    elif doubt is not None:
+        logger.warning(
+            "The approximation of %s is off: importance weights would %s in value space. Give "
+            "the fit more steps (n=), check the model, or use pm.sample.",
+            *doubt,
         )
 
 

@@ -38,7 +38,14 @@ from pymc_emf.layers.presets import LayerSpec, check_layers
 from pymc_emf.layers.structured import Gate
 from pymc_emf.program import Program
 from pymc_emf.variational.approximation import EMFApproximation, make_rng
-from pymc_emf.variational.checks import explain, keep_the_better, pareto_k, store, warn_if_poor
+from pymc_emf.variational.checks import (
+    explain,
+    keep_the_better,
+    moments_in_doubt,
+    pareto_smoothed,
+    store,
+    warn_if_poor,
+)
 from pymc_emf.variational.objective import Gradient, Objective
 from pymc_emf.variational.warm_start import evaluate_prior, gate_sensitivity, start_at, warm_start
 
@@ -517,12 +524,17 @@ class EMFApprox(Inference):
                 "Interrupted at %d [%d%%]: Average Loss = %.5g", done, percent, _average(losses)
             )
             return
-        log_weights = keep_the_better(objective, before, self._rng)
-        approx.pareto_k = pareto_k(log_weights)
+        drawn, log_weights = keep_the_better(objective, before, self._rng)
+        weights, approx.pareto_k = pareto_smoothed(log_weights)
         if reason in _SAID:
             logger.info("Stopped at %d of %d steps: %s", done, n, _SAID[reason])
         logger.info("Finished [100%%]: Average Loss = %.5g", _average(losses))
-        warn_if_poor(approx.pareto_k, losses)
+        doubt = moments_in_doubt(drawn, weights)
+        warn_if_poor(
+            approx.pareto_k,
+            losses,
+            None if doubt is None else (objective.program.element_name(doubt[0]), doubt[1]),
+        )
 
     def _run_pytensor(self, approx, n, *args, **kwargs) -> None:
         """Run PyMC's own loop; on NaN, go back to the last finite parameters."""
