@@ -17,8 +17,16 @@ def masked(**kwargs):
     return emf.MaskedAutoregressive(SIZE, hidden=(8, 8), random_seed=0, **kwargs)
 
 
+def low_rank():
+    layer = emf.LowRank(SIZE, rank=3)
+    directions, _ = np.linalg.qr(np.random.default_rng(3).normal(size=(SIZE, 2)))
+    layer.set(np.arange(SIZE), np.arange(1.0, SIZE + 1), directions, np.array([0.2, 3.0]))
+    return layer
+
+
 LAYERS = {
     "Affine": lambda: emf.Affine(SIZE),
+    "LowRank": low_rank,
     "LowerTriangular": lambda: emf.LowerTriangular(SIZE),
     "MaskedAutoregressive": masked,
     "MaskedAutoregressive reversed": lambda: masked(reverse=True),
@@ -111,6 +119,28 @@ def test_set(kind):
     else:
         precision = np.linalg.inv(cholesky @ cholesky.T)
         np.testing.assert_allclose(matrix, np.diag(np.diag(precision) ** -0.5), atol=1e-12)
+
+
+def test_low_rank_covariance():
+    compiled = emf.compile(low_rank())
+    loc, _ = compiled.forward(np.zeros(SIZE))
+    matrix = compiled.forward(np.eye(SIZE))[0].T - loc[:, None]
+    np.testing.assert_allclose(loc, np.arange(SIZE))
+    directions, _ = np.linalg.qr(np.random.default_rng(3).normal(size=(SIZE, 2)))
+    inner = np.eye(SIZE) + directions @ np.diag([0.2 - 1, 3.0 - 1]) @ directions.T
+    np.testing.assert_allclose(matrix, np.diag(np.arange(1.0, SIZE + 1)) @ inner, atol=1e-12)
+
+
+def test_reframing_low_rank_keeps_the_map():
+    layer = low_rank()
+    perturb(layer)
+    compiled = emf.compile(layer)
+    noise = np.random.default_rng(1).normal(size=(5, SIZE))
+    before = compiled.forward(noise)
+    layer.reframe()
+    assert not layer.loc.get_value().any()
+    for old, new in zip(before, compiled.forward(noise), strict=True):
+        np.testing.assert_allclose(new, old, rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", [emf.Affine, emf.LowerTriangular])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pymc_emf.variational.modes import Energy, Mode, find_modes
+from pymc_emf.variational.modes import Energy, Mode, find_modes, low_rank_normal
 
 
 def energy_of(function):
@@ -66,3 +66,39 @@ def test_flat_direction_gets_unit_scale():
     loc, factor = Mode(np.zeros(2), 0.0, np.diag([0.0, 4.0])).normal()
     np.testing.assert_allclose(factor, np.diag([1.0, 0.5]))
     np.testing.assert_array_equal(loc, 0.0)
+
+
+def low_rank_covariance(covariance, *, scaled):
+    """Covariance of the approximation at the mode of a normal distribution."""
+    size = len(covariance)
+    energy, rng = normal(np.ones(size), np.linalg.cholesky(covariance)), np.random.default_rng(1)
+    scales, directions, stretch = low_rank_normal(energy, np.ones(size), 10, rng, scaled=scaled)
+    np.testing.assert_allclose(directions.T @ directions, np.eye(len(stretch)), atol=1e-8)
+    factor = np.eye(size) + directions @ np.diag(stretch - 1) @ directions.T
+    return scales[:, None] * factor @ factor.T * scales
+
+
+def divergence(q, p):
+    """Kullback-Leibler divergence of centred normals, in nats."""
+    ratio = np.linalg.solve(p, q)
+    return 0.5 * (np.trace(ratio) - len(q) - np.linalg.slogdet(ratio)[1])
+
+
+def test_low_rank_normal_is_exact_where_the_rest_has_unit_scale():
+    size = 60
+    directions, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(size, 4)))
+    precision = np.eye(size) + directions @ np.diag([1e4, 300.0, 50.0, 8.0]) @ directions.T
+    covariance = np.linalg.inv(precision)
+    found = low_rank_covariance(covariance, scaled=False)
+    np.testing.assert_allclose(found, covariance, atol=1e-3)
+
+
+def test_low_rank_normal_learns_the_scales():
+    """Neighbours that hold each other, of different scales: the precision is banded."""
+    size = 60
+    outer = np.exp(np.random.default_rng(0).normal(size=size))
+    band = 1.6 * np.eye(size) - 0.5 * (np.eye(size, k=1) + np.eye(size, k=-1))
+    covariance = outer[:, None] * np.linalg.inv(band) * outer
+    with_scales = divergence(low_rank_covariance(covariance, scaled=True), covariance)
+    without = divergence(low_rank_covariance(covariance, scaled=False), covariance)
+    assert with_scales < 0.25 * without

@@ -27,6 +27,7 @@ LAYERS = {
     "none": lambda: [],
     "affine": lambda: [emf.Affine(SIZE)],
     "triangular": lambda: [emf.LowerTriangular(SIZE)],
+    "low rank": lambda: [emf.LowRank(SIZE, rank=2)],
     "permutation": lambda: [emf.Permutation([2, 0, 3, 1])],
     "iaf": lambda: [made(), made(reverse=True), emf.LowerTriangular(SIZE)],
     "maf": lambda: [emf.Invert(made()), emf.Affine(SIZE)],

@@ -1,6 +1,6 @@
 """Layers: bijections of the whole vector."""
 
-from pymc_emf.layers.affine import Affine, LowerTriangular
+from pymc_emf.layers.affine import Affine, LowerTriangular, LowRank
 from pymc_emf.layers.autoregressive import MaskedAutoregressive
 from pymc_emf.layers.compose import Chain, Invert, Parallel
 from pymc_emf.layers.permutation import Permutation
@@ -11,6 +11,7 @@ __all__ = [
     "Affine",
     "Chain",
     "Invert",
+    "LowRank",
     "LowerTriangular",
     "MaskedAutoregressive",
     "Parallel",

@@ -1,4 +1,4 @@
-"""Trainable affine layers: mean field and full rank."""
+"""Trainable affine layers: mean field, low rank and full rank."""
 
 import numpy as np
 import pytensor.tensor as pt
@@ -7,7 +7,7 @@ from pymc_emf.bijections.affine import TriangularAffine
 from pymc_emf.bijections.base import Bijection
 from pymc_emf.layers.parameters import parameter
 
-__all__ = ["Affine", "LowerTriangular"]
+__all__ = ["Affine", "LowRank", "LowerTriangular"]
 
 # Each layer is a trainable affine map followed by a fixed one, its frame, which the warm start
 # sets: what is trained then has unit scale, whatever the scales and correlations of the model.
@@ -134,6 +134,104 @@ class LowerTriangular(Bijection):
         _set(self.frame_loc, self.frame_loc.get_value() + frame @ self.loc.get_value())
         _set(self.frame_matrix, frame @ matrix)
         _reset(self.parameters)
+
+
+class LowRank(Bijection):
+    r"""Trainable elementwise affine layer, behind which a few directions are stretched.
+
+    :math:`x = \mu + \sigma \odot \varepsilon`, then :math:`m + s \odot (x + V ((w - 1) \odot
+    V^\top x))` with few orthonormal columns V: a normal distribution whose covariance is diagonal
+    but for these, at a cost proportional to the length of the vector. Location m, scales s,
+    directions V and their stretch w are the frame, which the warm start sets.
+
+    Starts as the identity.
+
+    Parameters
+    ----------
+    size : int
+        Length of the vector.
+    rank : int
+        Number of directions, at most ``size``.
+    """
+
+    def __init__(self, size: int, rank: int = 32):
+        self.size = size
+        self.rank = min(rank, size)
+        self.loc = parameter(np.zeros(size), "loc")
+        self.log_scale = parameter(np.zeros(size), "log_scale")
+        self.frame_loc = parameter(np.zeros(size), "frame_loc")
+        self.frame_log_scale = parameter(np.zeros(size), "frame_log_scale")
+        self.frame_directions = parameter(np.eye(size, self.rank), "frame_directions")
+        self.frame_log_stretch = parameter(np.zeros(self.rank), "frame_log_stretch")
+
+    @property
+    def _log_det(self):
+        frame = self.frame_log_scale.sum() + self.frame_log_stretch.sum()
+        return self.log_scale.sum() + frame
+
+    def _stretch(self, vector, log_stretch):
+        along = self.frame_directions.T @ vector
+        return vector + self.frame_directions @ (pt.expm1(log_stretch) * along)
+
+    def forward(self, noise):
+        inner = self.loc + pt.exp(self.log_scale) * noise
+        inner = self._stretch(inner, self.frame_log_stretch)
+        return self.frame_loc + pt.exp(self.frame_log_scale) * inner, self._log_det
+
+    def inverse(self, value):
+        inner = (value - self.frame_loc) * pt.exp(-self.frame_log_scale)
+        inner = self._stretch(inner, -self.frame_log_stretch)
+        return (inner - self.loc) * pt.exp(-self.log_scale), -self._log_det
+
+    @property
+    def parameters(self):
+        return [self.loc, self.log_scale]
+
+    @property
+    def buffers(self):
+        return [
+            self.frame_loc,
+            self.frame_log_scale,
+            self.frame_directions,
+            self.frame_log_stretch,
+        ]
+
+    def set(
+        self,
+        loc: np.ndarray,
+        scales: np.ndarray | None = None,
+        directions: np.ndarray | None = None,
+        stretch: np.ndarray | None = None,
+    ) -> None:
+        """Set the frame, by default without scales and directions.
+
+        Parameters
+        ----------
+        loc, scales : ndarray, shape (size,)
+        directions : ndarray, shape (size, k)
+            Orthonormal columns, at most ``rank``.
+        stretch : ndarray, shape (k,)
+            Positive.
+        """
+        scales = np.ones(self.size) if scales is None else scales
+        full, log_stretch = np.zeros((self.size, self.rank)), np.zeros(self.rank)
+        if directions is not None and stretch is not None:
+            full[:, : len(stretch)] = directions
+            log_stretch[: len(stretch)] = np.log(stretch)
+        _set(self.frame_loc, loc)
+        _set(self.frame_log_scale, np.log(scales))
+        _set(self.frame_directions, full)
+        _set(self.frame_log_stretch, log_stretch)
+        _reset(self.parameters)
+
+    def reframe(self) -> None:
+        """Move the location that has been learnt into the frame; the map stays the same."""
+        loc, directions = self.loc.get_value(), self.frame_directions.get_value()
+        stretch = np.expm1(self.frame_log_stretch.get_value())
+        moved = loc + directions @ (stretch * (directions.T @ loc))
+        scale = np.exp(self.frame_log_scale.get_value())
+        _set(self.frame_loc, self.frame_loc.get_value() + scale * moved)
+        _reset([self.loc])
 
 
 def _reset(parameters) -> None:

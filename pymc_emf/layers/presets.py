@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pymc_emf.bijections.base import Bijection
-from pymc_emf.layers.affine import Affine, LowerTriangular
+from pymc_emf.layers.affine import Affine, LowerTriangular, LowRank
 from pymc_emf.layers.autoregressive import MaskedAutoregressive
 from pymc_emf.layers.compose import Invert
 
@@ -13,8 +13,8 @@ __all__ = ["PRESETS", "LayerSpec", "check_layers", "make_layers"]
 
 LayerSpec = str | Bijection | Callable[[int], Bijection] | Sequence["LayerSpec"] | None
 
-#: Longest vector that gets a dense triangular matrix from a preset; beyond it the matrix would
-#: dominate memory and time, and the elementwise layer takes its place.
+#: Longest vector that gets networks and a dense triangular matrix from a preset. Beyond it they
+#: would dominate memory and time, and a low-rank affine layer takes their place.
 DENSE_LIMIT = 1000
 
 
@@ -26,20 +26,23 @@ def _lower_triangular(size: int, rng: np.random.Generator) -> list[Bijection]:
     return [LowerTriangular(size)]
 
 
-def _dense_if_small(size: int) -> Bijection:
-    return LowerTriangular(size) if size <= DENSE_LIMIT else Affine(size)
-
-
 def _iaf(size: int, rng: np.random.Generator) -> list[Bijection]:
+    if size > DENSE_LIMIT:
+        return [LowRank(size)]
     # The second conditions in the opposite order, so that every pair of elements can interact;
     # the vector itself stays in model order, as the affine layer and its warm start need.
     first = MaskedAutoregressive(size, random_seed=rng)
     second = MaskedAutoregressive(size, reverse=True, random_seed=rng)
-    return [first, second, _dense_if_small(size)]
+    return [first, second, LowerTriangular(size)]
 
 
 def _maf(size: int, rng: np.random.Generator) -> list[Bijection]:
-    return [*(Invert(layer) for layer in _iaf(size, rng)[:2]), _dense_if_small(size)]
+    *nets, affine = _iaf(size, rng)
+    return [*(Invert(layer) for layer in nets), affine]
+
+
+def _low_rank(size: int, rng: np.random.Generator) -> list[Bijection]:
+    return [LowRank(size)]
 
 
 PRESETS = {
@@ -47,6 +50,7 @@ PRESETS = {
     "maf": _maf,
     "affine": _affine,
     "mean_field": _affine,
+    "low_rank": _low_rank,
     "lower_triangular": _lower_triangular,
     "full_rank": _lower_triangular,
 }

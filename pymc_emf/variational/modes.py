@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from scipy.optimize import minimize
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-__all__ = ["Energy", "Mode", "find_modes"]
+__all__ = ["Energy", "Mode", "find_modes", "low_rank_normal"]
 
 #: Iterations of L-BFGS from every start, and more of them for the few best modes.
 N_FIRST_ITERATIONS = 50
@@ -20,6 +21,8 @@ MAX_GRADIENTS = 2000
 SAME_ENERGY, SAME_PLACE = 0.1, 0.1
 #: A Newton step that promises less, in nats, is the last one.
 NEWTON_TOLERANCE = 1e-3
+#: Random vectors from which the diagonal of a large Hessian is estimated.
+N_PROBES = 30
 #: Beyond this condition number, differences of gradients are too coarse for a Hessian.
 MAX_CONDITION = 1e5
 
@@ -135,6 +138,57 @@ class Mode:
         # condition number
         triangle = np.linalg.qr((scales[:, None] * root).T, mode="r").T
         return self.point, triangle * np.sign(np.diag(triangle))
+
+
+def low_rank_normal(
+    energy: Energy, point: np.ndarray, rank: int, rng: np.random.Generator, *, scaled: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Normal distribution at a mode, from the directions in which the energy bends most.
+
+    Lanczos iteration needs products of the Hessian with some vectors, never the Hessian.
+
+    Parameters
+    ----------
+    energy : Energy
+    point : ndarray
+    rank : int
+        Number of directions.
+    rng : Generator
+    scaled : bool
+        Whether to estimate the diagonal of the Hessian first, and to take unit curvature in these
+        scales for granted in all other directions, rather than in the scales of the vector.
+
+    Returns
+    -------
+    scales, directions, stretch : ndarray
+        As of :meth:`pymc_emf.layers.LowRank.set`.
+    """
+    size = len(point)
+    step = np.finfo(energy.dtype).eps ** (1 / 3)
+
+    def product(vector):
+        norm = np.linalg.norm(vector)
+        if norm == 0.0:
+            return np.zeros(size)
+        change = energy.gradient(point + step * vector / norm)
+        change = change - energy.gradient(point - step * vector / norm)
+        return np.nan_to_num(change) * (norm / (2 * step))
+
+    scales = np.ones(size)
+    if scaled:  # Bekas, Kokiopoulou, Saad, "An estimator for the diagonal of a matrix", 2007
+        signs = rng.choice([-1.0, 1.0], size=(N_PROBES, size))
+        # the step is a length: signs have that of the square root of the size
+        diagonal = np.mean([sign * product(sign) for sign in signs], axis=0)
+        typical = np.median(np.abs(diagonal))
+        scales = 1 / np.sqrt(np.clip(diagonal, 0.1 * typical, None)) if typical > 0 else scales
+    operator = LinearOperator((size, size), matvec=lambda v: scales * product(scales * v.ravel()))
+    start = rng.normal(size=size)
+    try:
+        curvature, directions = eigsh(operator, k=rank, which="LA", v0=start, tol=1e-2)
+    except ArpackNoConvergence as partial:
+        curvature, directions = partial.eigenvalues, partial.eigenvectors
+    bends = curvature > 1.0
+    return scales, directions[:, bends], 1 / np.sqrt(curvature[bends])
 
 
 def find_modes(

@@ -9,16 +9,15 @@ import numpy as np
 import pytensor
 
 from pymc_emf.exceptions import BadStartError
-from pymc_emf.layers import Affine, LowerTriangular
+from pymc_emf.layers import Affine, LowerTriangular, LowRank
+from pymc_emf.layers.presets import DENSE_LIMIT
 from pymc_emf.layers.structured import gate_parameter
 from pymc_emf.variational.checks import store
-from pymc_emf.variational.modes import Energy, find_modes
+from pymc_emf.variational.modes import Energy, find_modes, low_rank_normal
 from pymc_emf.variational.objective import Objective
 
 __all__ = ["WarmStart", "evaluate_prior", "gate_sensitivity", "start_at", "warm_start"]
 
-#: Longest vector for which a dense Hessian is computed.
-DENSE_LIMIT = 1000
 N_PRIOR_DRAWS = 200
 #: Starts of the search for modes, and how many of the modes become candidates.
 N_STARTS = 12
@@ -28,6 +27,8 @@ N_RANKING_DRAWS = 1000
 SAME_ELBO = 1e-3
 #: A start whose log weights vary by less, in nats, needs no comparison by training.
 CLOSE = 1.0
+#: Times that the candidates are trained, at most.
+MAX_TRIALS = 5
 #: Nats behind the best by which a normal approximation is out of the race.
 FAR_BEHIND = 100.0
 #: Draws from which the sensitivity to the gates is taken.
@@ -62,12 +63,15 @@ class WarmStart:
     trained_elbos: dict[str, float] = field(default_factory=dict)
 
 
+AffineLayer = Affine | LowRank | LowerTriangular
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """A start of the affine layer, by mean and Cholesky factor, and of the gates."""
+    """A start of the affine layer, by location and what else its ``set`` takes, and the gates."""
 
     loc: np.ndarray
-    cholesky: np.ndarray | None
+    spread: tuple[np.ndarray, ...]
     gates: list[np.ndarray]
 
 
@@ -157,13 +161,13 @@ def warm_start(
     if layer is None:
         return WarmStart("none")
     gates = [p.get_value() for p in objective.structured.parameters]
-    candidates = {"prior": Candidate(np.zeros(objective.size), None, gates)}
+    candidates = {"prior": Candidate(np.zeros(objective.size), (), gates)}
     starts = _spread(log_density)
     if start is not None:
-        candidates["start"] = Candidate(start, None, gates)
+        candidates["start"] = Candidate(start, (), gates)
         starts = np.unique(np.append(0, starts))  # where the user's point is
-    if objective.size <= DENSE_LIMIT:
-        candidates |= _laplace(objective, rng, noise[starts])
+    if objective.size <= DENSE_LIMIT or isinstance(layer, LowRank):
+        candidates |= _laplace(objective, layer, rng, noise[starts])
 
     draws = rng.normal(size=(N_RANKING_DRAWS, objective.size)).astype(noise.dtype)
     seeds = rng.integers(2**31, size=N_RANKING_DRAWS)
@@ -183,20 +187,35 @@ def warm_start(
         _apply(objective, layer, candidates[chosen])
         return WarmStart(chosen, elbos, sd)
 
-    untrained = [p.get_value() for p in objective.parameters]
-    trained: dict[str, list[np.ndarray]] = {}
+    variables = objective.variables
+    states = {}
     for name in _worth_training(elbos):
-        store(objective.parameters, untrained)
         _apply(objective, layer, candidates[name])
-        train()
-        found[name] = log_weights()
-        trained[name] = [p.get_value() for p in objective.parameters]
-    after = {name: float(found[name].mean()) for name in trained}
+        states[name] = [v.get_value() for v in variables]
+    racing, after = list(states), dict(elbos)
+    for _ in range(MAX_TRIALS):
+        before = dict(after)
+        for name in racing:
+            store(variables, states[name])
+            train()
+            states[name] = [v.get_value() for v in variables]
+            found[name] = log_weights()
+            after[name] = float(found[name].mean())
+        racing = _may_win(racing, before, after)
+        if len(racing) == 1:
+            break
+    after = {name: after[name] for name in states}
     chosen = _choose(after)
-    _apply(objective, layer, candidates[chosen])
-    store(objective.parameters, trained[chosen])
+    store(variables, states[chosen])
     layer.reframe()
     return WarmStart(chosen, elbos, float(found[chosen].std()), after)
+
+
+def _may_win(racing: list[str], before: dict[str, float], after: dict[str, float]) -> list[str]:
+    """Those who would have the highest ELBO if they rose once more as they just have."""
+    best = max(racing, key=lambda name: np.nan_to_num(after[name], nan=-np.inf))
+    rising = [n for n in racing if n != best and 2 * after[n] - before[n] > after[best]]
+    return [best, *rising]
 
 
 def _choose(elbos: dict[str, float]) -> str:
@@ -216,8 +235,8 @@ def _worth_training(elbos: dict[str, float]) -> list[str]:
     return ["prior", *(name for name, elbo in others.items() if elbo > best - FAR_BEHIND)]
 
 
-def _apply(objective: Objective, layer: Affine | LowerTriangular, candidate: Candidate) -> None:
-    layer.set(candidate.loc, candidate.cholesky)
+def _apply(objective: Objective, layer: AffineLayer, candidate: Candidate) -> None:
+    layer.set(candidate.loc, *candidate.spread)
     store(objective.structured.parameters, candidate.gates)
 
 
@@ -245,10 +264,10 @@ def start_at(objective: Objective, start: np.ndarray) -> WarmStart:
     return WarmStart("start")
 
 
-def _affine_layer(objective: Objective) -> Affine | LowerTriangular | None:
+def _affine_layer(objective: Objective) -> AffineLayer | None:
     """The layer next to the structured one, if it is affine."""
     last = objective.layers[-1] if objective.layers else None
-    return last if isinstance(last, Affine | LowerTriangular) else None
+    return last if isinstance(last, AffineLayer) else None
 
 
 def _spread(log_density: np.ndarray) -> np.ndarray:
@@ -264,7 +283,7 @@ def _spread(log_density: np.ndarray) -> np.ndarray:
 
 
 def _laplace(
-    objective: Objective, rng: np.random.Generator, starts: np.ndarray
+    objective: Objective, layer: AffineLayer, rng: np.random.Generator, starts: np.ndarray
 ) -> dict[str, Candidate]:
     """Normal approximations at the best modes found, with the gates as they are and closed."""
     parameters = objective.structured.parameters
@@ -280,11 +299,19 @@ def _laplace(
         return Energy(function, pytensor.config.floatX)
 
     def search(prefix, gates, starts, n_modes):
-        modes = find_modes(energy(gates), starts, n_modes, curved=True)
-        names = [prefix, *(f"{prefix} {i}" for i in range(2, len(modes) + 1))]
-        return {
-            name: Candidate(*mode.normal(), gates) for name, mode in zip(names, modes, strict=False)
-        }
+        function = energy(gates)
+        found: dict[str, Candidate] = {}
+        for mode in find_modes(function, starts, n_modes, curved=not isinstance(layer, LowRank)):
+            name = f"{prefix} {len(found) + 1}" if found else prefix
+            if isinstance(layer, LowRank):
+                spread = low_rank_normal(
+                    function, mode.point, layer.rank, rng, scaled=prefix == "bypass"
+                )
+                found[name] = Candidate(mode.point, spread, gates)
+            else:
+                loc, cholesky = mode.normal()
+                found[name] = Candidate(loc, (cholesky,), gates)
+        return found
 
     gates = [p.get_value() for p in parameters]
     found = search("laplace", gates, starts, N_MODES)
