@@ -100,8 +100,8 @@ class EMFApprox(Inference):
     layers : str, Bijection, callable, None or sequence of these
         Flow layers between the noise and the embedded model: "iaf" (two masked autoregressive
         layers and a triangular affine one), "maf", "affine" (mean field), "low_rank",
-        "lower_triangular" (full rank), a layer, a function from the vector's size to a layer, or several of these
-        from the noise onwards. None leaves the embedded model alone.
+        "lower_triangular" (full rank), a layer, a function from the vector's size to a layer, or
+        several of these from the noise onwards. None leaves the embedded model alone.
     gate : {"element", "variable"} or None
         One trainable gate per element or per variable, through which the fit can bypass what
         the data contradict; or none.
