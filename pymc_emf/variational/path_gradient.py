@@ -17,7 +17,7 @@ from pymc_emf.layers import Chain, Parallel
 __all__ = ["Flow"]
 
 #: Where the score of an autoregressive layer is accurate enough: its error relative to it.
-SCORE_TOLERANCE = 1e-2
+SCORE_TOLERANCE = 1e-3
 
 Values = Sequence[jax.Array]
 
