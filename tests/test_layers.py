@@ -171,7 +171,7 @@ def test_presets_make_layers():
     assert [type(layer) for layer in layers] == [emf.Affine, emf.Permutation, emf.Affine]
     assert make_layers(None, 2, rng) == []
     large = make_layers("iaf", 2000, rng)
-    assert isinstance(large[-1], emf.Affine)
+    assert isinstance(large[-1], emf.LowRank)
 
 
 @pytest.mark.parametrize(

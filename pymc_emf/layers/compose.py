@@ -9,7 +9,25 @@ from pymc_emf.bijections.base import Bijection
 __all__ = ["Chain", "Invert", "Parallel"]
 
 
-class Chain(Bijection):
+class _Composite(Bijection):
+    """What is trained and set in several layers, layer by layer."""
+
+    layers: tuple[Bijection, ...]
+
+    @property
+    def parameters(self):
+        return [p for layer in self.layers for p in layer.parameters]
+
+    @property
+    def buffers(self):
+        return [b for layer in self.layers for b in layer.buffers]
+
+    @property
+    def variables(self):
+        return [v for layer in self.layers for v in layer.variables]
+
+
+class Chain(_Composite):
     """Bijections one after the other; the first acts on the noise first.
 
     Parameters
@@ -28,18 +46,6 @@ class Chain(Bijection):
     def inverse(self, value):
         return _through([layer.inverse for layer in reversed(self.layers)], value)
 
-    @property
-    def parameters(self):
-        return [p for layer in self.layers for p in layer.parameters]
-
-    @property
-    def buffers(self):
-        return [b for layer in self.layers for b in layer.buffers]
-
-    @property
-    def variables(self):
-        return [v for layer in self.layers for v in layer.variables]
-
 
 def _through(maps, event):
     log_dets = []
@@ -49,7 +55,7 @@ def _through(maps, event):
     return event, pt.add(*log_dets) if len(log_dets) > 1 else log_dets[0]
 
 
-class Parallel(Bijection):
+class Parallel(_Composite):
     """Bijections side by side, on consecutive slices of the vector (EMF §3.4).
 
     Parameters
@@ -84,18 +90,6 @@ class Parallel(Bijection):
             start += size
         log_det = pt.add(*log_dets) if len(log_dets) > 1 else log_dets[0]
         return pt.concatenate(images), log_det
-
-    @property
-    def parameters(self):
-        return [p for layer in self.layers for p in layer.parameters]
-
-    @property
-    def buffers(self):
-        return [b for layer in self.layers for b in layer.buffers]
-
-    @property
-    def variables(self):
-        return [v for layer in self.layers for v in layer.variables]
 
 
 class Invert(Bijection):

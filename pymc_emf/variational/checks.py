@@ -169,7 +169,7 @@ def warn_if_poor(k: float, losses: np.ndarray, doubt: tuple[str, str] | None = N
         )
     elif k > MAX_PARETO_K:
         logger.warning(
-            "Pareto k-hat is %.2f, above %.1f: the approximation misses part of the posterior, "
+            "Pareto k-hat is %.2f, above %.1f: the approximation may miss part of the posterior, "
             "and its means and intervals may be off. Give the fit more steps (n=), check the "
             "model, or use pm.sample.",
             k,
