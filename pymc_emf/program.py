@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import pymc as pm
+import pytensor.tensor as pt
 
 from pymc.exceptions import NotConstantValueError
 from pymc.logprob.basic import transformed_conditional_logp
@@ -313,13 +314,31 @@ class Program:
         """Places of each member among all constrained elements, one row a member."""
         return np.stack([self.places[site.name] for site in pattern.sites])
 
+    def elements(self, flat: TensorVariable) -> Values:
+        """The elements of a flat vector of noise or of values, to be found by position.
+
+        Where every pattern has one stretch of the vector, they are split at once: a slice alone
+        has a derivative that is padded to the full length, and many of them add up.
+        """
+        owner = np.empty(self.size, dtype=np.intp)
+        for i, p in enumerate(self.patterns):
+            owner[p.places.ravel()] = i
+        stretches = np.split(np.arange(self.size), np.flatnonzero(np.diff(owner)) + 1)
+        if not 1 < len(stretches) == len(self.patterns):
+            return Values.of(flat, self.size)
+        values = Values(self.size)
+        pieces = pt.split(flat, [len(s) for s in stretches], n_splits=len(stretches))
+        for piece, stretch in zip(pieces, stretches, strict=True):
+            values.add(piece, stretch)
+        return values
+
     def constrained(self, value: TensorVariable) -> Values:
         """All constrained elements, given a flat value."""
         known = Values(self.n_elements)
-        bodies = []
+        bodies, elements = [], self.elements(value)
         for p in self.patterns:
             own = cast(TensorVariable, p.site.value.type())
-            inputs = [Input(own, p.places, Values.of(value, self.size)), *p.leaves(known)]
+            inputs = [Input(own, p.places, elements), *p.leaves(known)]
             x = p.site.constrain(p.rv, own).astype(value.dtype)
             bodies.append(Body(inputs, [x], self.owned(p)))
         reads = [sorted(i - 1 for i in body.reads[0] if i) for body in bodies]
@@ -384,7 +403,7 @@ class Program:
             Names of variables and potentials, and their terms in nats: a vector, or one scalar
             that is the term of each.
         """
-        known, flat = self.constrained(value), Values.of(value, self.size)
+        known, flat = self.constrained(value), self.elements(value)
         batches = []
         graphs, joint, rest = self._log_density_graphs
         for names, pattern, own, data, places, term in graphs:

@@ -14,7 +14,8 @@ SIZE = 5
 
 
 def masked(**kwargs):
-    return emf.MaskedAutoregressive(SIZE, hidden=(8, 8), random_seed=0, **kwargs)
+    options = {"hidden": (8, 8), "random_seed": 0, "dtype": "float64"} | kwargs
+    return emf.MaskedAutoregressive(SIZE, **options)
 
 
 def low_rank():
@@ -30,7 +31,7 @@ LAYERS = {
     "LowerTriangular": lambda: emf.LowerTriangular(SIZE),
     "MaskedAutoregressive": masked,
     "MaskedAutoregressive reversed": lambda: masked(reverse=True),
-    "MaskedAutoregressive one hidden": lambda: emf.MaskedAutoregressive(SIZE, hidden=(4,)),
+    "MaskedAutoregressive one hidden": lambda: masked(hidden=(4,)),
     "Permutation": lambda: emf.Permutation([3, 1, 4, 0, 2]),
     "Invert": lambda: emf.Invert(masked()),
     "Chain": lambda: emf.Chain([masked(), emf.Permutation([1, 0, 2, 4, 3]), emf.Affine(SIZE)]),
@@ -38,11 +39,11 @@ LAYERS = {
 }
 
 
-def perturb(layer, seed=1):
+def perturb(layer, seed=1, scale=0.5):
     rng = np.random.default_rng(seed)
     for parameter in layer.parameters:
         value = parameter.get_value()
-        parameter.set_value(value + 0.5 * rng.normal(size=value.shape))
+        parameter.set_value((value + scale * rng.normal(size=value.shape)).astype(value.dtype))
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -159,14 +160,30 @@ def test_reframe_keeps_the_map(kind):
         np.testing.assert_allclose(new, old, rtol=1e-12)
 
 
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_network_in_single_precision(direction):
+    event = np.random.default_rng(0).normal(size=SIZE)
+    results = []
+    for dtype in ("float32", "float64"):
+        layer = masked(dtype=dtype)
+        perturb(layer)
+        assert all(p.dtype == dtype for p in layer.parameters)
+        result = getattr(emf.compile(layer), direction)(event)
+        assert all(part.dtype == np.float64 for part in result)
+        results.append(result)
+    for single, double in zip(*results, strict=True):
+        np.testing.assert_allclose(single, double, rtol=1e-4, atol=1e-5)
+
+
 def test_presets_make_layers():
     rng = np.random.default_rng(0)
     for name in PRESETS:
         chain = emf.Chain(make_layers(name, 3, rng))
-        perturb(chain)
+        perturb(chain, scale=0.1)
         compiled = emf.compile(chain)
         noise = rng.normal(size=(4, 3))
-        np.testing.assert_allclose(compiled.inverse(compiled.forward(noise)[0])[0], noise)
+        found, _ = compiled.inverse(compiled.forward(noise)[0])
+        np.testing.assert_allclose(found, noise, rtol=1e-4, atol=1e-5)  # networks are in float32
     layers = make_layers(["affine", emf.Permutation([1, 0]), emf.Affine], 2, rng)
     assert [type(layer) for layer in layers] == [emf.Affine, emf.Permutation, emf.Affine]
     assert make_layers(None, 2, rng) == []

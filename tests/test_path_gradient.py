@@ -19,8 +19,8 @@ from pymc_emf.variational.path_gradient import Flow
 SIZE = 4
 
 
-def made(**kwargs):
-    return emf.MaskedAutoregressive(SIZE, hidden=(8, 8), random_seed=0, **kwargs)
+def made(size=SIZE, **kwargs):
+    return emf.MaskedAutoregressive(size, hidden=(8, 8), dtype="float64", random_seed=0, **kwargs)
 
 
 LAYERS = {
@@ -32,9 +32,7 @@ LAYERS = {
     "iaf": lambda: [made(), made(reverse=True), emf.LowerTriangular(SIZE)],
     "maf": lambda: [emf.Invert(made()), emf.Affine(SIZE)],
     "parallel": lambda: [
-        emf.Parallel(
-            [emf.MaskedAutoregressive(3, hidden=(8,), random_seed=1), emf.Affine(1)], [3, 1]
-        ),
+        emf.Parallel([made(3), emf.Affine(1)], [3, 1]),
         emf.Chain([emf.LowerTriangular(SIZE), emf.Permutation([3, 2, 1, 0])]),
     ],
 }
@@ -46,7 +44,8 @@ def make(name):
     rng = np.random.default_rng(1)
     for layer in layers:
         for p in layer.parameters:
-            p.set_value(p.get_value() + 0.3 * rng.normal(size=p.get_value().shape))
+            value = p.get_value()
+            p.set_value((value + 0.3 * rng.normal(size=value.shape)).astype(value.dtype))
     variables = [v for layer in layers for v in layer.variables]
     return layers, [jnp.asarray(v.get_value()) for v in variables]
 

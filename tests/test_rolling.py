@@ -256,7 +256,8 @@ def test_same_numbers(build):
     assert (len(loops), len(layer.plan) - len(loops) - len(single), len(single)) == MODELS[build]
 
     for parameter in layer.parameters:
-        parameter.set_value(0.02 * rng.normal(size=parameter.get_value().shape))
+        value = parameter.get_value()
+        parameter.set_value((0.02 * rng.normal(size=value.shape)).astype(value.dtype))
     noise, value = (pt.vector(name, shape=(layer.size,)) for name in ("noise", "value"))
     inputs = [*layer.parameters, noise, value]
     numbers = [

@@ -23,13 +23,16 @@ def upcast_constants(outputs: Sequence[Variable]) -> list[Variable]:
     """Raise constants that take part in arithmetic to ``floatX``.
 
     PyTensor stores a Python number in the smallest type that holds it, and the log-gamma of a
-    float32 or int8 constant is then computed in single precision, whatever follows.
+    float32 or int8 constant is then computed in single precision, whatever follows. Arithmetic
+    with a variable of low precision is meant to have it, and keeps it.
     """
     float_x = np.dtype(pytensor.config.floatX)
 
+    def is_low(variable: Variable) -> bool:
+        return getattr(variable.type, "dtype", "") in ("float16", "float32")
+
     def upcast(variable: Variable, also_integers: bool) -> Variable:
-        low = getattr(variable.type, "dtype", "") in ("float16", "float32") or also_integers
-        if not (low and isinstance(variable, Constant)):
+        if not isinstance(variable, Constant) or not (is_low(variable) or also_integers):
             return variable
         if np.dtype(variable.type.dtype).itemsize >= float_x.itemsize:
             return variable
@@ -37,9 +40,10 @@ def upcast_constants(outputs: Sequence[Variable]) -> list[Variable]:
 
     memo: dict[Variable, Variable] = {}
     for node in toposort(outputs):
+        if any(is_low(memo.get(v, v)) for v in node.inputs if not isinstance(v, Constant)):
+            continue
         # an integer is raised only where it enters arithmetic: elsewhere it may be a shape
-        result = getattr(node.outputs[0].type, "dtype", "")
-        arithmetic = isinstance(node.op, Elemwise) and result in ("float16", "float32")
+        arithmetic = isinstance(node.op, Elemwise) and is_low(node.outputs[0])
         inputs = [memo.get(v, upcast(v, arithmetic)) for v in node.inputs]
         if all(new is old for new, old in zip(inputs, node.inputs, strict=True)):
             continue

@@ -27,34 +27,39 @@ class ScheduleState(NamedTuple):
     Attributes
     ----------
     step, n_steps : int
-    rates : array
+    rates : pytree
         Peak learning rate of each element.
     """
 
     step: jax.Array
     n_steps: jax.Array
-    rates: jax.Array
+    rates: Any
 
 
-def default_optimizer(n: int, rates: np.ndarray) -> optax.GradientTransformation:
-    """Adam with warm-up and cosine decay to zero over ``n`` steps, for one flat vector.
+def default_optimizer(n: int, rates: Any) -> optax.GradientTransformation:
+    """Adam with warm-up and cosine decay to zero over ``n`` steps.
 
     Parameters
     ----------
     n : int
         Number of steps of the fit.
-    rates : ndarray
-        Peak learning rate of each element.
+    rates : pytree
+        Peak learning rate of each element, in the shape of the parameters.
     """
 
     def init(parameters):
         zero = jnp.zeros((), dtype=jnp.int32)
-        return ScheduleState(zero, zero + n, jnp.asarray(rates, parameters.dtype))
+        typed = jax.tree.map(lambda rate, p: jnp.asarray(rate, p.dtype), rates, parameters)
+        return ScheduleState(zero, zero + n, typed)
 
     def update(updates, state, parameters=None):
         del parameters
-        factor = _warmup_cosine(state.step, state.n_steps).astype(updates.dtype)
-        return -factor * state.rates * updates, state._replace(step=state.step + 1)
+        # XLA would compute the cosine anew for every element
+        factor = jax.lax.optimization_barrier(_warmup_cosine(state.step, state.n_steps))
+        updates = jax.tree.map(
+            lambda update, rate: -factor.astype(update.dtype) * rate * update, updates, state.rates
+        )
+        return updates, state._replace(step=state.step + 1)
 
     return optax.chain(
         optax.clip_by_global_norm(MAX_GRADIENT_NORM),

@@ -5,7 +5,7 @@ import pytensor.tensor as pt
 
 from pymc_emf.bijections.affine import TriangularAffine
 from pymc_emf.bijections.base import Bijection
-from pymc_emf.layers.parameters import parameter
+from pymc_emf.layers.parameters import LOW_PRECISION, parameter
 
 __all__ = ["Affine", "LowRank", "LowerTriangular"]
 
@@ -76,7 +76,8 @@ class Affine(Bijection):
 class LowerTriangular(Bijection):
     r"""Trainable affine layer :math:`\mu + L\varepsilon` with triangular L: full rank.
 
-    Starts as the identity. The diagonal is kept as its log, the rest as it is.
+    Starts as the identity. The diagonal is kept as its log, what is below it in single precision,
+    in which the optimiser is much faster; the arithmetic is in ``floatX``.
 
     Parameters
     ----------
@@ -88,16 +89,16 @@ class LowerTriangular(Bijection):
         self.size = size
         self.loc = parameter(np.zeros(size), "loc")
         self.log_diagonal = parameter(np.zeros(size), "log_diagonal")
-        self.below = parameter(np.zeros(size * (size - 1) // 2), "below")
+        # a full matrix, of which half is masked: to put a vector in its place takes longer
+        self.below = parameter(np.zeros((size, size)), "below", LOW_PRECISION)
         self.frame_loc = parameter(np.zeros(size), "frame_loc")
         self.frame_matrix = parameter(np.eye(size), "frame_matrix")
 
     @property
     def matrix(self):
         """The trainable triangular matrix, symbolic."""
-        rows, columns = np.tril_indices(self.size, -1)
-        matrix = pt.diag(pt.exp(self.log_diagonal))
-        return matrix[rows, columns].set(self.below) if self.size > 1 else matrix
+        below = np.tri(self.size, k=-1, dtype="int8") * self.below
+        return pt.diag(pt.exp(self.log_diagonal)) + below.astype(self.log_diagonal.dtype)
 
     @property
     def _log_det(self):
@@ -128,8 +129,9 @@ class LowerTriangular(Bijection):
 
     def reframe(self) -> None:
         """Move what has been learnt into the frame; the map stays the same."""
-        matrix = np.diag(np.exp(self.log_diagonal.get_value()))
-        matrix[np.tril_indices(self.size, -1)] = self.below.get_value()
+        matrix = np.diag(np.exp(self.log_diagonal.get_value())) + np.tril(
+            self.below.get_value(), -1
+        )
         frame = self.frame_matrix.get_value()
         _set(self.frame_loc, self.frame_loc.get_value() + frame @ self.loc.get_value())
         _set(self.frame_matrix, frame @ matrix)

@@ -11,7 +11,7 @@ from pytensor.tensor.sharedvar import SharedVariable
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.bijections.base import Triangular
-from pymc_emf.layers.parameters import parameter
+from pymc_emf.layers.parameters import LOW_PRECISION, parameter
 
 __all__ = ["MaskedAutoregressive"]
 
@@ -39,6 +39,9 @@ class MaskedAutoregressive(Triangular):
     reverse : bool
         Condition each element on the later ones instead of the earlier ones. The order of the
         vector itself stays.
+    dtype : str
+        Precision of the network. What it shifts and scales, and with it the density, has
+        ``floatX``.
     random_seed : int, RandomState or Generator, optional
         For the initial weights.
 
@@ -56,11 +59,13 @@ class MaskedAutoregressive(Triangular):
         *,
         hidden: Sequence[int] = (64, 64),
         reverse: bool = False,
+        dtype: str = LOW_PRECISION,
         random_seed: int | np.random.Generator | None = None,
     ):
         self.size = size
         self.hidden = tuple(hidden)
         self.reverse = reverse
+        self.dtype = dtype
         rng = np.random.default_rng(random_seed)
         self.masks = made_masks(size, self.hidden, reverse=reverse)
         self.weights: list[SharedVariable] = []
@@ -69,17 +74,17 @@ class MaskedAutoregressive(Triangular):
             last = i == len(self.masks) - 1
             fan_in = np.maximum(mask.sum(axis=0), 1)  # of each unit, through the mask
             weight = rng.normal(size=mask.shape) * mask / np.sqrt(fan_in)
-            self.weights.append(parameter(weight * (0.0 if last else 1.0), f"weight_{i}"))
-            self.biases.append(parameter(np.zeros(mask.shape[1]), f"bias_{i}"))
+            self.weights.append(parameter(weight * (0.0 if last else 1.0), f"weight_{i}", dtype))
+            self.biases.append(parameter(np.zeros(mask.shape[1]), f"bias_{i}", dtype))
 
     def network(self, vector: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
         """Shift and log scale of every element, each from the elements before it."""
-        hidden = vector
+        hidden = vector.astype(self.dtype)
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            mask = pt.constant(self.masks[i].astype(weight.type.dtype))
-            hidden = hidden @ (weight * mask) + bias
+            hidden = hidden @ (weight * self.masks[i].astype("int8")) + bias
             if i < len(self.weights) - 1:
                 hidden = hidden * pt.sigmoid(hidden)  # SiLU
+        hidden = hidden.astype(vector.dtype)
         shift, raw = hidden[: self.size], hidden[self.size :]
         return shift, LOG_SCALE_BOUND * pt.tanh(raw / LOG_SCALE_BOUND)
 

@@ -6,10 +6,17 @@ import pytensor
 from numpy.typing import ArrayLike
 from pytensor.tensor.sharedvar import TensorSharedVariable
 
-__all__ = ["parameter"]
+__all__ = ["LOW_PRECISION", "parameter"]
+
+#: Type of what need not be precise, because any value does about as well as its neighbours:
+#: weights of networks, and the products with them. Densities are computed in ``floatX``.
+LOW_PRECISION = "float32"
 
 
-def parameter(values: ArrayLike, name: str) -> TensorSharedVariable:
-    """Make a shared variable of ``floatX`` with a static shape, without which JAX cannot run it."""
-    array = np.asarray(values, dtype=pytensor.config.floatX)
+def parameter(values: ArrayLike, name: str, dtype: str | None = None) -> TensorSharedVariable:
+    """Make a shared variable with a static shape, without which JAX cannot run it.
+
+    It is of ``floatX``, unless another type is asked for.
+    """
+    array = np.asarray(values, dtype=pytensor.config.floatX if dtype is None else dtype)
     return pytensor.shared(array, name=name, shape=array.shape)

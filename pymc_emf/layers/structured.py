@@ -171,7 +171,7 @@ class StructuredLayer(Bijection):
         self, flat: TensorVariable, known: Values, direction: Literal["forward", "inverse"]
     ) -> list[Body]:
         """What is computed of each pattern: image, log|det| and, going forward, the variable."""
-        own, gates = Values.of(flat, self.size), None
+        own, gates = self.program.elements(flat), None
         if self._raw_gates is not None:
             opened = pt.sigmoid(GATE_SCALE * pt.as_tensor(self._raw_gates))
             gates = Values.of(opened, self._raw_gates.type.shape[0])

@@ -13,7 +13,6 @@ import numpy as np
 import optax
 import pymc as pm
 
-from jax.flatten_util import ravel_pytree
 from pymc.initial_point import make_initial_point_fn
 from pymc.model import modelcontext
 from pymc.progress_bar import CustomProgress, default_progress_theme
@@ -31,6 +30,7 @@ from pymc_emf.bijections.root_finding import RootFinder, check_root_finder
 from pymc_emf.engine.compile import compile_bijection
 from pymc_emf.engine.loop import MAX_BAD_STEPS, Chunk, compile_chunk, start_state
 from pymc_emf.engine.optimizers import cool_down, default_optimizer, from_pymc
+from pymc_emf.engine.packing import packing
 from pymc_emf.engine.stopping import EXACT, Stopping, has_plateaued, is_exact
 from pymc_emf.exceptions import NonFiniteELBOError
 from pymc_emf.layers import StructuredLayer, make_layers
@@ -61,8 +61,10 @@ MAX_NUMBERS_AHEAD = 2**22
 #: Steps over which the rates fall to zero once the ELBO has stopped rising.
 COOL_DOWN = 1000
 
-#: Candidates of the warm start are tried out for this share of the steps, within bounds.
+#: Candidates of the warm start are tried out for this share of the steps, within bounds. Rounds
+#: of trials end once a larger share is spent.
 TRIAL_SHARE, MIN_TRIAL, MAX_TRIAL = 20, 50, 500
+TRIALS_SHARE = 4
 
 LEARNING_RATE = 0.01
 #: Gates are sigmoids of 100 times their parameter, and take a tenth of the rate.
@@ -256,7 +258,8 @@ class EMFApprox(Inference):
         Parameters
         ----------
         n : int
-            Number of steps; the learning rate decays to zero over them.
+            Number of steps, those of the warm start's trials included, which are at most half of
+            them; the learning rate decays to zero over the rest.
         score : bool, optional
             Whether to record the loss of every step; by default yes.
         callbacks : sequence of callable
@@ -321,6 +324,7 @@ class EMFApprox(Inference):
                 self._loop = self._compile(n, obj_optimizer, total_grad_norm_constraint, obj_n_mc)
             if not self._prepared:
                 self._find_start(approx, start, n)
+                n -= approx.warm_start.n_steps
         except BaseException:
             if not self._prepared:
                 del self.objective  # as if fit had never been called
@@ -382,13 +386,12 @@ class EMFApprox(Inference):
         objective = approx.objective
         noise, log_density = evaluate_prior(objective, self._rng, start)
         if self.warm_start is not False:
-            train = None
-            if self._loop is not None and self._loop.obj_optimizer is None:
-                n_steps = min(n // TRIAL_SHARE, MAX_TRIAL)
-                train = (
-                    partial(self._try_out, self._loop, n_steps) if n_steps >= MIN_TRIAL else None
-                )
-            approx.warm_start = warm_start(objective, self._rng, noise, log_density, start, train)
+            train, n_steps = None, min(n // TRIAL_SHARE, MAX_TRIAL)
+            if self._loop is not None and self._loop.obj_optimizer is None and n_steps >= MIN_TRIAL:
+                train = partial(self._try_out, self._loop, n_steps)
+            approx.warm_start = warm_start(
+                objective, self._rng, noise, log_density, start, train, n // TRIALS_SHARE
+            )
             self._set_gate_rates(approx.warm_start.sd)
         elif start is not None:
             approx.warm_start = start_at(objective, start)
@@ -398,17 +401,20 @@ class EMFApprox(Inference):
         sensitivity = gate_sensitivity(self.approx.objective, self._rng)
         self._gate_rates = _gate_rates(sensitivity, sd)
 
-    def _try_out(self, loop: _Loop, n_steps: int) -> None:
-        """Train for a few steps, to see what becomes of a start."""
+    def _try_out(self, loop: _Loop, n_steps: int) -> int:
+        """Train for a few steps, to see what becomes of a start; return their number."""
         objective = self.approx.objective
         self._set_gate_rates()
-        values, unpack = _flatten(objective.parameters, flat=True)
+        pack, unpack = packing(_values(objective.parameters))
         optimizer = _clipped(self._default_optimizer(n_steps), loop.norm)
-        state = start_state(values, optimizer, _values(objective.buffers))
+        state = start_state(
+            pack(_values(objective.parameters)), optimizer, _values(objective.buffers)
+        )
         key = jax.random.key(int(self._rng.integers(2**31)))
         for done in range(0, n_steps, CHUNK_SIZE):
             state, _ = loop.chunk(state, key, min(CHUNK_SIZE, n_steps - done))
         store(objective.parameters, unpack(state.parameters))
+        return n_steps
 
     def _compile(self, n, obj_optimizer, norm, n_draws) -> _Loop:
         """Begin to compile the loop, unless there is one of the same kind already."""
@@ -429,13 +435,14 @@ class EMFApprox(Inference):
                     "obj_optimizer must be an optax transformation or one of PyMC's optimisers, "
                     f"got {obj_optimizer!r}."
                 )
-        values, unpack = _flatten(objective.parameters, flat=obj_optimizer is None)
+        values = _values(objective.parameters)
+        pack, unpack = packing(values) if obj_optimizer is None else (list, list)
         chained = _clipped(optimizer, norm)
         chunk = compile_chunk(
             lambda key: objective.draw(key, n_draws),
             lambda values, buffers, drawn: objective.loss(unpack(values), buffers, drawn),
             chained,
-            start_state(values, chained, _values(objective.buffers)),
+            start_state(pack(values), chained, _values(objective.buffers)),
             CHUNK_SIZE,
             ahead=max(1, MAX_NUMBERS_AHEAD // (n_draws * objective.size)),
         )
@@ -453,18 +460,20 @@ class EMFApprox(Inference):
         if self.approx.warm_start.sd**2 < 2 * EXACT:
             # Adam would make full steps of what is left of the gradients, which is rounding
             rates = [np.zeros_like(rate) for rate in rates]
-        return default_optimizer(n, np.concatenate(rates))
+        pack, _ = packing(_values(objective.parameters))
+        return default_optimizer(n, pack(rates))
 
     def _run_jax(self, approx, n, loop, *, tol, score, callbacks, progress) -> None:
         """Run the fused loop."""
         objective = approx.objective
         parameters = objective.parameters
         before = _values(parameters)
-        # our own optimiser takes all parameters as one vector, which is faster
         ours = loop.obj_optimizer is None
-        values, unpack = _flatten(parameters, flat=ours)
+        pack, unpack = packing(before) if ours else (list, list)
         optimizer = self._default_optimizer(n) if ours else loop.optimizer
-        state = start_state(values, _clipped(optimizer, loop.norm), _values(objective.buffers))
+        state = start_state(
+            pack(before), _clipped(optimizer, loop.norm), _values(objective.buffers)
+        )
         key = jax.random.key(int(self._rng.integers(2**31)))
         begin = time.perf_counter()
         loop.chunk.wait()
@@ -564,12 +573,6 @@ _SAID = {
     "converged": "the ELBO no longer rises",
     "exact": "the approximation is exact",
 }
-
-
-def _flatten(parameters, flat: bool) -> tuple[Any, Callable[[Any], list[Any]]]:
-    """Values of the parameters, as one vector or as they are, and the way back to a list."""
-    values = _values(parameters)
-    return ravel_pytree(values) if flat else (values, list)
 
 
 def _clipped(

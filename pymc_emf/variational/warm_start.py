@@ -27,8 +27,6 @@ N_RANKING_DRAWS = 1000
 SAME_ELBO = 1e-3
 #: A start whose log weights vary by less, in nats, needs no comparison by training.
 CLOSE = 1.0
-#: Times that the candidates are trained, at most.
-MAX_TRIALS = 5
 #: Nats behind the best by which a normal approximation is out of the race.
 FAR_BEHIND = 100.0
 #: Draws from which the sensitivity to the gates is taken.
@@ -55,12 +53,15 @@ class WarmStart:
         infinite if it was not estimated.
     trained_elbos : dict
         ELBO of every candidate that was trained for a while, afterwards; empty if none was.
+    n_steps : int
+        Steps of the fit that were spent on this training.
     """
 
     chosen: str
     elbos: dict[str, float] = field(default_factory=dict)
     sd: float = np.inf
     trained_elbos: dict[str, float] = field(default_factory=dict)
+    n_steps: int = 0
 
 
 AffineLayer = Affine | LowRank | LowerTriangular
@@ -132,7 +133,8 @@ def warm_start(
     noise: np.ndarray,
     log_density: np.ndarray,
     start: np.ndarray | None = None,
-    train: Callable[[], None] | None = None,
+    train: Callable[[], int] | None = None,
+    max_steps: int = 0,
 ) -> WarmStart:
     """Set the affine layer next to the structured one, and the gates, to the best candidate.
 
@@ -155,7 +157,9 @@ def warm_start(
     start : ndarray, optional
         The user's point of structured noise.
     train : callable, optional
-        Trains the parameters of the objective in place for some steps.
+        Trains the parameters of the objective in place for some steps, and returns their number.
+    max_steps : int
+        No further round of training begins once these are spent.
     """
     layer = _affine_layer(objective)
     if layer is None:
@@ -192,23 +196,21 @@ def warm_start(
     for name in _worth_training(elbos):
         _apply(objective, layer, candidates[name])
         states[name] = [v.get_value() for v in variables]
-    racing, after = list(states), dict(elbos)
-    for _ in range(MAX_TRIALS):
+    racing, after, n_steps = list(states), dict(elbos), 0
+    while len(racing) > 1 and n_steps < max_steps:
         before = dict(after)
         for name in racing:
             store(variables, states[name])
-            train()
+            n_steps += train()
             states[name] = [v.get_value() for v in variables]
             found[name] = log_weights()
             after[name] = float(found[name].mean())
         racing = _may_win(racing, before, after)
-        if len(racing) == 1:
-            break
     after = {name: after[name] for name in states}
     chosen = _choose(after)
     store(variables, states[chosen])
     layer.reframe()
-    return WarmStart(chosen, elbos, float(found[chosen].std()), after)
+    return WarmStart(chosen, elbos, float(found[chosen].std()), after, n_steps)
 
 
 def _may_win(racing: list[str], before: dict[str, float], after: dict[str, float]) -> list[str]:
