@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jax.sharding import Sharding
+
 __all__ = ["MAX_BAD_STEPS", "Chunk", "LoopState", "compile_chunk", "start_state"]
 
 Parameters = Any
@@ -48,8 +50,9 @@ class Chunk:
     The loop is the largest function of a fit; it compiles while the warm start runs.
     """
 
-    def __init__(self, lowered: jax.stages.Lowered):
+    def __init__(self, lowered: jax.stages.Lowered, placement: Sharding | None):
         self._compiled = _COMPILER.submit(lowered.compile)
+        self._placement = placement
 
     def wait(self) -> None:
         """Wait until it is compiled."""
@@ -57,8 +60,13 @@ class Chunk:
 
     def __call__(self, state: LoopState, key: jax.Array, n: int) -> tuple[LoopState, np.ndarray]:
         """Return the state after ``n`` steps and their losses."""
+        state, key = jax.device_put((state, key), self._placement)
         state, losses = self._compiled.result()(state, key, n)
         return state, np.asarray(losses)[:n]
+
+    def as_text(self) -> str:
+        """The compiled program, for a look at what XLA has made of it."""
+        return str(self._compiled.result().as_text())
 
 
 _COMPILER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pymc_emf_compile")
@@ -81,6 +89,7 @@ def compile_chunk(
     size: int,
     *,
     ahead: int | None = None,
+    placement: Sharding | None = None,
 ) -> Chunk:
     """Compile ``chunk(state, key, n)``: up to ``size`` optimisation steps in one call.
 
@@ -100,6 +109,9 @@ def compile_chunk(
     ahead : int, optional
         Number of steps whose random numbers are made together, by default ``size``: many small
         draws cost several times what one large draw does, which takes more memory.
+    placement : Sharding, optional
+        Where state and key live, on several devices if ``draw`` distributes its numbers; by
+        default on JAX's default device.
 
     Returns
     -------
@@ -149,6 +161,7 @@ def compile_chunk(
         losses = jnp.full(size, jnp.nan)
         return jax.lax.fori_loop(0, -(-n // ahead), block, (state, losses))
 
-    key = jax.random.key(0)
+    state, key = jax.device_put((state, jax.random.key(0)), placement)
     # The old state is not donated: an interrupt may strike before the new one is in hand.
-    return Chunk(jax.jit(steps).lower(state, key, 1))
+    compiled = jax.jit(steps, out_shardings=None if placement is None else (placement, placement))
+    return Chunk(compiled.lower(state, key, 1), placement)

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pymc as pm
 
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pymc.initial_point import make_initial_point_fn
 from pymc.model import modelcontext
 from pymc.progress_bar import CustomProgress, default_progress_theme
@@ -71,6 +72,9 @@ LEARNING_RATE = 0.01
 GATE_LEARNING_RATE = 0.001
 
 
+type Devices = tuple[jax.Device, ...] | None
+
+
 @dataclass(frozen=True)
 class _Loop:
     """A compiled loop, and what it was compiled for."""
@@ -78,12 +82,15 @@ class _Loop:
     obj_optimizer: Any
     norm: float | None
     n_draws: int
+    devices: Devices
     optimizer: optax.GradientTransformation
     chunk: Chunk
 
-    def serves(self, obj_optimizer: Any, norm: float | None, n_draws: int) -> bool:
+    def serves(
+        self, obj_optimizer: Any, norm: float | None, n_draws: int, devices: Devices
+    ) -> bool:
         """Whether a fit with these arguments can run it; any number of steps can."""
-        same = obj_optimizer is self.obj_optimizer
+        same = obj_optimizer is self.obj_optimizer and devices == self.devices
         return same and norm == self.norm and n_draws == self.n_draws
 
 
@@ -250,6 +257,7 @@ class EMFApprox(Inference):
         obj_optimizer: Optimizer | None = None,
         total_grad_norm_constraint: float | None = None,
         tol: float | None = None,
+        devices: Sequence[jax.Device] | None = None,
         compile_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> EMFApproximation:
@@ -283,6 +291,10 @@ class EMFApprox(Inference):
             Monte Carlo error, above that of the thousand before; the rates then fall to zero
             over at most a thousand further steps. By default all ``n`` steps run. Not with
             other backends than JAX.
+        devices : sequence of jax.Device, optional
+            Devices over which the draws of a step are distributed, ``jax.devices()`` for all. The
+            result is that of one device, up to rounding. By default JAX's default device. Not
+            with other backends than JAX.
         compile_kwargs : dict, optional
             For ``pytensor.function``; not with JAX.
         **kwargs
@@ -297,7 +309,8 @@ class EMFApprox(Inference):
         TypeError
             If there is no model, or it has no free variables.
         ValueError
-            If ``n`` or ``obj_n_mc`` is not positive, or the model cannot be fitted.
+            If ``n`` or ``obj_n_mc`` is not positive, if ``obj_n_mc`` draws cannot be dealt evenly
+            to the devices, or if the model cannot be fitted.
         NonFiniteELBOError
             If the ELBO stays non-finite for several steps. What was learnt until then is kept.
         """
@@ -314,6 +327,9 @@ class EMFApprox(Inference):
             )
         if tol is not None and not with_jax:
             raise TypeError("tol needs the JAX engine; leave out backend=, or tol=.")
+        if devices is not None and not with_jax:
+            raise TypeError("devices needs the JAX engine; leave out backend=, or devices=.")
+        devices = _check_devices(devices, obj_n_mc)
         approx = self._bind()
         approx.timing["compile"] = 0.0
         approx.groups[0].include_transformed = include_transformed
@@ -321,7 +337,9 @@ class EMFApprox(Inference):
         try:
             start = None if self._prepared else self._rewrite(approx)
             if with_jax:
-                self._loop = self._compile(n, obj_optimizer, total_grad_norm_constraint, obj_n_mc)
+                self._loop = self._compile(
+                    n, obj_optimizer, total_grad_norm_constraint, obj_n_mc, devices
+                )
             if not self._prepared:
                 self._find_start(approx, start, n)
                 n -= approx.warm_start.n_steps
@@ -416,12 +434,12 @@ class EMFApprox(Inference):
         store(objective.parameters, unpack(state.parameters))
         return n_steps
 
-    def _compile(self, n, obj_optimizer, norm, n_draws) -> _Loop:
+    def _compile(self, n, obj_optimizer, norm, n_draws, devices) -> _Loop:
         """Begin to compile the loop, unless there is one of the same kind already."""
         begin = time.perf_counter()
         objective = self.approx.objective
         old = self._loop
-        if old is not None and old.serves(obj_optimizer, norm, n_draws):
+        if old is not None and old.serves(obj_optimizer, norm, n_draws, devices):
             return old
         match obj_optimizer:
             case None:
@@ -438,16 +456,18 @@ class EMFApprox(Inference):
         values = _values(objective.parameters)
         pack, unpack = packing(values) if obj_optimizer is None else (list, list)
         chained = _clipped(optimizer, norm)
+        dealt, everywhere = _shardings(devices)
         chunk = compile_chunk(
-            lambda key: objective.draw(key, n_draws),
+            lambda key: objective.draw(key, n_draws, dealt),
             lambda values, buffers, drawn: objective.loss(unpack(values), buffers, drawn),
             chained,
             start_state(pack(values), chained, _values(objective.buffers)),
             CHUNK_SIZE,
             ahead=max(1, MAX_NUMBERS_AHEAD // (n_draws * objective.size)),
+            placement=everywhere,
         )
         self.approx.timing["compile"] = time.perf_counter() - begin
-        return _Loop(obj_optimizer, norm, n_draws, optimizer, chunk)
+        return _Loop(obj_optimizer, norm, n_draws, devices, optimizer, chunk)
 
     def _default_optimizer(self, n: int) -> optax.GradientTransformation:
         objective = self.approx.objective
@@ -609,6 +629,28 @@ def _average(losses: np.ndarray) -> float:
 def _check_positive(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+
+
+def _check_devices(devices: Any, n_draws: int) -> Devices:
+    if devices is None:
+        return None
+    devices = tuple(devices)
+    if not devices or not all(isinstance(device, jax.Device) for device in devices):
+        raise TypeError(f"devices must be JAX devices, such as jax.devices(), got {devices!r}.")
+    if n_draws % len(devices):
+        raise ValueError(
+            f"obj_n_mc={n_draws} draws cannot be dealt evenly to {len(devices)} devices; "
+            f"make it a multiple of {len(devices)}."
+        )
+    return devices
+
+
+def _shardings(devices: Devices) -> tuple[NamedSharding | None, NamedSharding | None]:
+    """How draws are dealt to the devices, and how a copy of everything else is on each."""
+    if devices is None:
+        return None, None
+    mesh = Mesh(np.array(devices), ("draws",))
+    return NamedSharding(mesh, PartitionSpec("draws")), NamedSharding(mesh, PartitionSpec())
 
 
 def _is_jax(backend: str | None, compile_kwargs: Mapping[str, Any] | None) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
+from jax.sharding import Sharding
 from pytensor.graph.basic import Constant
 from pytensor.tensor.sharedvar import SharedVariable
 from scipy.stats import norm
@@ -159,11 +160,13 @@ class Objective:
         """Map noise through the flow layers; returns log|det A| too (JAX)."""
         return self._flow.forward(layer_values, noise)
 
-    def draw(self, key: jax.Array, n_draws: int):
-        """Noise and minibatch of one step (JAX)."""
+    def draw(self, key: jax.Array, n_draws: int, sharding: Sharding | None = None):
+        """Noise and minibatch of one step (JAX); the noise may be distributed over devices."""
         noise_key, minibatch_key = jax.random.split(key)
         # made in single precision, which takes a third of the time and reaches five deviations
         noise = jax.random.normal(noise_key, (n_draws, self.size), dtype=jnp.float32)
+        if sharding is not None:
+            noise = jax.lax.with_sharding_constraint(noise, sharding)
         return noise.astype(pytensor.config.floatX), self.draw_minibatches(minibatch_key)
 
     def split(self, values):
