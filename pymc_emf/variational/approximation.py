@@ -228,10 +228,10 @@ class EMFApproximation(SingleGroupApproximation):
 
     @cached_property
     def _weigh(self) -> Batched:
-        """Value, log joint density and log density of the approximation, as of noise and seeds."""
+        """Value, log joint density and log density of the approximation, as of noise."""
         batches = self.objective.program.log_density_batches(self.objective.noise("value"))
         if self.compile_kwargs is None or any(depends_on_minibatch(b) for _, b in batches):
-            return self.objective.weigh  # which draws a minibatch for every draw
+            return self.objective.weigh  # which goes over all data
         noise = self.objective.noise()
         value, log_q = self.objective.symbolic_log_q(noise)
         log_p = pt.add(
@@ -240,15 +240,13 @@ class EMFApproximation(SingleGroupApproximation):
                 for names, batch in self.objective.program.log_density_batches(value)
             )
         )
-        weigh = batch_pytensor(noise, [value, log_p, log_q], **self.compile_kwargs)
-        return lambda noise, seeds: weigh(noise)
+        return batch_pytensor(noise, [value, log_p, log_q], **self.compile_kwargs)
 
-    def _noise(self, draws: int, random_seed: RandomState) -> tuple[np.ndarray, np.ndarray]:
+    def _noise(self, draws: int, random_seed: RandomState) -> np.ndarray:
         if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
             raise ValueError(f"draws must be a positive integer, got {draws!r}.")
         rng = self._rng if random_seed is None else make_rng(random_seed)
-        noise = rng.normal(size=(draws, self.objective.size)).astype(pytensor.config.floatX)
-        return noise, rng.integers(2**31, size=draws)
+        return rng.normal(size=(draws, self.objective.size)).astype(pytensor.config.floatX)
 
     def sample(
         self,
@@ -280,21 +278,26 @@ class EMFApproximation(SingleGroupApproximation):
             ``lq``, the log density of the approximation, of each draw in value space, nats),
             ``fit`` (``elbo`` of every step, and the gates), ``observed_data``,
             ``constant_data``. A deterministic of a minibatch, or with
-            random draws of its own, is left out.
+            random draws of its own, is left out, and with minibatches ``lp`` is.
 
         Raises
         ------
         ValueError
             If ``draws`` is not a positive integer.
         """
-        noise, seeds = self._noise(draws, random_seed)
+        noise = self._noise(draws, random_seed)
         if not return_inferencedata:
             return super().sample(
                 draws, random_seed=random_seed, return_inferencedata=False, **kwargs
             )
         if kwargs:
             raise TypeError(f"sample() got unexpected arguments: {', '.join(kwargs)}.")
-        value, log_p, log_q = self._weigh(noise, seeds)
+        if self.objective.has_minibatches:  # a log density of all data might take minutes
+            value, log_q = self.objective.transform(noise)
+            stats = {"lq": log_q}
+        else:
+            value, log_p, log_q = self._weigh(noise)
+            stats = {"lp": log_p, "lq": log_q}
         names, constrain = self._constrain
         posterior = dict(zip(names, constrain(value), strict=True))
         if include_transformed is None:
@@ -305,7 +308,7 @@ class EMFApproximation(SingleGroupApproximation):
                     del posterior[site.value_name]
         order = {name: i for i, name in enumerate(self.model.named_vars)}
         posterior = dict(sorted(posterior.items(), key=lambda item: order.get(item[0], -1)))
-        return self._to_datatree(posterior, {"lp": log_p, "lq": log_q})
+        return self._to_datatree(posterior, stats)
 
     def _to_datatree(self, posterior, sample_stats) -> xr.DataTree:
         # of the model as it was fitted, whatever pm.set_data has done since
@@ -380,7 +383,7 @@ class EMFApproximation(SingleGroupApproximation):
         ValueError
             If ``draws`` is not a positive integer.
         """
-        _, log_p, log_q = self._weigh(*self._noise(draws, random_seed))
+        _, log_p, log_q = self._weigh(self._noise(draws, random_seed))
         log_weights = np.asarray(log_p - log_q, dtype=float)
         se = log_weights.std(ddof=1) / np.sqrt(draws) if draws > 1 else np.nan
         return ELBO(float(log_weights.mean()), float(se), int(draws))

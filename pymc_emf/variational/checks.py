@@ -57,12 +57,12 @@ def keep_the_better(
     log_weights : ndarray, shape (draws,)
         Their log weights, in nats.
     """
-    noise = rng.normal(size=(N_FINAL_DRAWS, objective.size)).astype(pytensor.config.floatX)
-    seeds = rng.integers(2**31, size=N_FINAL_DRAWS)
+    n_draws = objective.affordable(N_FINAL_DRAWS)
+    noise = rng.normal(size=(n_draws, objective.size)).astype(pytensor.config.floatX)
     after = [p.get_value() for p in objective.parameters]
 
     def draw():
-        values, log_p, log_q = objective.weigh(noise, seeds)
+        values, log_p, log_q = objective.weigh(noise)
         return values, np.asarray(log_p - log_q, dtype=float)
 
     fitted_values, fitted = draw()
@@ -72,7 +72,7 @@ def keep_the_better(
     finally:  # an interrupt here must not cost the fit
         store(objective.parameters, after)
     gain = fitted - started
-    se = gain.std() / np.sqrt(N_FINAL_DRAWS)
+    se = gain.std() / np.sqrt(n_draws)
     improved = gain.mean() > 2 * se or (gain.mean() > -2 * se and fitted.var() <= started.var())
     # comparisons with NaN are false: a start that is not finite gives way
     if not improved and np.isfinite(started).all():

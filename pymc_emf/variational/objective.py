@@ -31,6 +31,10 @@ Gradient = Literal["path", "reparameterised"]
 #: Draws evaluated in one compiled call, and how many numbers they may hold together.
 MAX_BATCH_SIZE = 500
 MAX_NUMBERS_TOGETHER = 10_000_000
+#: With minibatches: rows of data from which a start is searched, and rows times draws that a
+#: comparison of candidates or a check may take.
+MAX_SEARCH_ROWS = 50_000
+MAX_ROWS_TIMES_DRAWS = 200_000_000
 
 
 class Objective:
@@ -131,6 +135,32 @@ class Objective:
             for k, (index, n_rows) in zip(keys, self._minibatches, strict=False)
         ]
 
+    @cached_property
+    def sweep(self) -> list[np.ndarray]:
+        """Minibatches that hold all rows of data together, for every ``pm.Minibatch``.
+
+        Arrays of row indices, shape (minibatches, rows); the rows are in random order.
+        """
+        _ = self._target  # finds the minibatches
+        rng = np.random.default_rng(0)
+        shapes = [(n_rows, index.type.shape[0]) for index, n_rows in self._minibatches]
+        n = max((-(-n_rows // size) for n_rows, size in shapes), default=0)
+        return [np.resize(rng.permutation(n_rows), (n, size)) for n_rows, size in shapes]
+
+    @property
+    def has_minibatches(self) -> bool:
+        return bool(self.sweep)
+
+    @property
+    def first_minibatches(self) -> list[np.ndarray]:
+        """One minibatch for every ``pm.Minibatch`` of the model, always the same."""
+        return [indices[0] for indices in self.sweep]
+
+    def affordable(self, n_draws: int) -> int:
+        """Number of draws for a comparison or check, fewer if there are very many data."""
+        n_rows = max((indices.size for indices in self.sweep), default=1)
+        return min(n_draws, max(MAX_ROWS_TIMES_DRAWS // n_rows, 100))
+
     @property
     def term_names(self) -> list[str]:
         """Names of the log-density terms."""
@@ -150,6 +180,13 @@ class Objective:
             for names, batch in zip(self._batch_names, batches, strict=True)
         ]
         return value, sum(totals), log_det
+
+    def evaluate_all(self, gates, noise):
+        """The same, of all data (JAX)."""
+        value, log_p, log_det = self.evaluate(gates, noise, self.first_minibatches)
+        if self.has_minibatches:
+            log_p = jax.lax.map(lambda m: self.evaluate(gates, noise, m)[1], self.sweep).mean()
+        return value, log_p, log_det
 
     def pulled_back(self, gates, noise, minibatches):
         """Log density of the posterior, unnormalised, in the structured layer's noise (JAX)."""
@@ -208,17 +245,24 @@ class Objective:
     def energy(self):
         """Minus the log density at one point of structured noise, with gradients.
 
-        ``energy(gates, noise, minibatches)`` returns it and its derivatives in the noise and in
-        the gates.
+        ``energy(gates, noise)`` returns it and its derivatives in the noise and in the gates.
         """
 
         def energy(noise, gates, minibatches):
             return -self.pulled_back(gates, noise, minibatches)
 
-        both = jax.jit(jax.value_and_grad(energy, argnums=(0, 1)))
+        derive = jax.value_and_grad(energy, argnums=(0, 1))
 
-        def function(gates, noise, minibatches):
-            value, (slope, gate_slopes) = both(noise, gates, minibatches)
+        @jax.jit
+        def average(noise, gates):
+            if not self.has_minibatches:
+                return derive(noise, gates, [])
+            searched = [m[: max(MAX_SEARCH_ROWS // m.shape[1], 1)] for m in self.sweep]
+            each = jax.lax.map(lambda minibatches: derive(noise, gates, minibatches), searched)
+            return jax.tree.map(lambda x: x.mean(axis=0), each)
+
+        def function(gates, noise):
+            value, (slope, gate_slopes) = average(noise, gates)
             return value, slope, gate_slopes
 
         return function
@@ -233,29 +277,35 @@ class Objective:
 
     @cached_property
     def evaluate_many(self):
-        """Value, log joint density and log|det F| at many points of structured noise.
+        """Value, log joint density of all data and log|det F| at many points of noise."""
+        return batch_jax(self.evaluate_all, self.structured.parameters, size=self.batch_size)
 
-        ``evaluate_many(noise, seeds)`` takes arrays of shape (points, size) and (points,); the
-        seeds choose the minibatch of each point, if the model has any.
-        """
+    @cached_property
+    def _constrain_many(self):
+        """Value and log|det F| at many points of structured noise."""
 
-        def single(gates, noise, seed):
-            return self.evaluate(gates, noise, self.draw_minibatches(jax.random.key(seed)))
+        def single(gates, noise):
+            value, _, log_det = self.evaluate(gates, noise, self.first_minibatches)
+            return value, log_det
 
         return batch_jax(single, self.structured.parameters, size=self.batch_size)
 
-    def weigh(self, noise: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, ...]:
+    def weigh(self, noise: np.ndarray) -> tuple[np.ndarray, ...]:
         """Value, log joint density and log density of the approximation at many draws.
 
         Parameters
         ----------
         noise : ndarray, shape (draws, size)
-        seeds : ndarray, shape (draws,)
-            As of ``evaluate_many``.
         """
         inner, base_log_det = self.flow_many(noise)
-        value, log_p, log_det = self.evaluate_many(inner, seeds)
+        value, log_p, log_det = self.evaluate_many(inner)
         return value, log_p, norm.logpdf(noise).sum(axis=1) - base_log_det - log_det
+
+    def transform(self, noise: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Value and log density of the approximation at many draws, without a look at the data."""
+        inner, base_log_det = self.flow_many(noise)
+        value, log_det = self._constrain_many(inner)
+        return value, norm.logpdf(noise).sum(axis=1) - base_log_det - log_det
 
     @property
     def batch_size(self) -> int:

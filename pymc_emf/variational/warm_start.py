@@ -99,15 +99,14 @@ def evaluate_prior(
     BadStartError
         If it is finite at none of them; names the first term of the log density to blame.
     """
-    noise = rng.normal(size=(N_PRIOR_DRAWS, objective.size)).astype(pytensor.config.floatX)
+    n_draws = objective.affordable(N_PRIOR_DRAWS)
+    noise = rng.normal(size=(n_draws, objective.size)).astype(pytensor.config.floatX)
     noise[0] = 0.0 if start is None else start
-    # one minibatch for all, or the best points would be those with the luckiest one
-    seeds = np.full(N_PRIOR_DRAWS, rng.integers(2**31))
-    _, log_p, log_det = objective.evaluate_many(noise, seeds)
+    _, log_p, log_det = objective.evaluate_many(noise)
     total = log_p + log_det
     if not np.isfinite(total).any():
         gates = [jnp.asarray(p.get_value()) for p in objective.structured.parameters]
-        minibatches = objective.draw_minibatches(jax.random.key(seeds[0]))
+        minibatches = objective.first_minibatches
         terms = jax.jit(jax.vmap(lambda e: objective.terms(gates, e, minibatches)))(noise)
         raise BadStartError(_blame(dict(zip(objective.term_names, terms, strict=True))))
     return noise, total
@@ -117,12 +116,13 @@ def _blame(terms: dict[str, np.ndarray]) -> str:
     shares = {name: np.isfinite(np.asarray(term)).mean() for name, term in terms.items()}
     name = min(shares, key=shares.__getitem__)
     bad = np.asarray(terms[name])
+    n_tried = len(bad)
     bad = bad[~np.isfinite(bad)]
     kind = "NaN" if bad.size and np.isnan(bad).all() else "not finite"
     if bad.size and np.isneginf(bad).all():
         kind = "minus infinity"
     return (
-        f"The log density of {name} is {kind} at every point tried, {N_PRIOR_DRAWS} draws from "
+        f"The log density of {name} is {kind} at every point tried, {n_tried} draws from "
         f"the prior; check the parameters and data of {name}, or pass a start= where it is finite."
     )
 
@@ -173,11 +173,11 @@ def warm_start(
     if objective.size <= DENSE_LIMIT or isinstance(layer, LowRank):
         candidates |= _laplace(objective, layer, rng, noise[starts])
 
-    draws = rng.normal(size=(N_RANKING_DRAWS, objective.size)).astype(noise.dtype)
-    seeds = rng.integers(2**31, size=N_RANKING_DRAWS)
+    n_draws = objective.affordable(N_RANKING_DRAWS)
+    draws = rng.normal(size=(n_draws, objective.size)).astype(noise.dtype)
 
     def log_weights() -> np.ndarray:
-        _, log_p, log_q = objective.weigh(draws, seeds)
+        _, log_p, log_q = objective.weigh(draws)
         return np.asarray(log_p - log_q, dtype=float)
 
     found: dict[str, np.ndarray] = {}
@@ -252,8 +252,7 @@ def gate_sensitivity(objective: Objective, rng: np.random.Generator) -> list[np.
     noise = rng.normal(size=(N_SENSITIVITY_DRAWS, objective.size))
     inner, _ = objective.flow_many(noise.astype(pytensor.config.floatX))
     gates = [jnp.asarray(p.get_value()) for p in objective.structured.parameters]
-    minibatches = objective.draw_minibatches(jax.random.key(int(rng.integers(2**31))))
-    slopes = [objective.energy(gates, point, minibatches)[2] for point in inner]
+    slopes = [objective.energy(gates, point)[2] for point in inner]
     return [np.median(np.abs(of_one), axis=0) for of_one in zip(*slopes, strict=True)]
 
 
@@ -289,13 +288,12 @@ def _laplace(
 ) -> dict[str, Candidate]:
     """Normal approximations at the best modes found, with the gates as they are and closed."""
     parameters = objective.structured.parameters
-    minibatches = objective.draw_minibatches(jax.random.key(int(rng.integers(2**31))))
 
     def energy(gates):
         gates = [jnp.asarray(gate) for gate in gates]
 
         def function(noise):
-            value, gradient, _ = objective.energy(gates, noise, minibatches)
+            value, gradient, _ = objective.energy(gates, noise)
             return value, gradient
 
         return Energy(function, pytensor.config.floatX)
@@ -320,8 +318,6 @@ def _laplace(
     if parameters and found:
         closed = [np.full_like(gate, gate_parameter(CLOSED)) for gate in gates]
         locs = np.array([candidate.loc for candidate in found.values()])
-        values, _, _ = objective.evaluate_many(
-            locs.astype(starts.dtype), np.zeros(len(locs), dtype=int)
-        )
+        values, _, _ = objective.evaluate_many(locs.astype(starts.dtype))
         found |= search("bypass", closed, values, 1)
     return found
