@@ -2,6 +2,7 @@ import numpy as np
 import pytensor.tensor as pt
 import pytest
 
+from pymc_emf.bijections import time_series
 from pymc_emf.bijections.time_series import linear_recurrence
 from tests.helpers import UNREWRITTEN
 
@@ -20,6 +21,25 @@ def test_linear_recurrence(order, length):
         [pt.constant(c) for c in coefficients], pt.constant(start), pt.constant(drive)
     )
     np.testing.assert_allclose(actual.eval(mode=UNREWRITTEN), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 9, 10, 35])
+@pytest.mark.parametrize("rest", [(), (2,)])
+def test_by_blocks(length, rest, monkeypatch):
+    rng = np.random.default_rng(length)
+    shapes = (length, *rest), (1, *rest), (length, *rest)
+    at = [rng.normal(size=shape) for shape in shapes]
+    coefficient, start, drive = (pt.tensor(shape=shape) for shape in shapes)
+    compute = {}
+    for longest in (256, 1):
+        monkeypatch.setattr(time_series, "MAX_DOUBLED", longest)
+        value = linear_recurrence([coefficient], start, drive)
+        gradients = pt.grad((value**2).sum(), [coefficient, start, drive])
+        given = dict(zip((coefficient, start, drive), at, strict=True))
+        outputs = [value, *gradients]
+        compute[longest] = [output.eval(given, mode=UNREWRITTEN) for output in outputs]
+    for actual, expected in zip(compute[1], compute[256], strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("order", [1, 2])

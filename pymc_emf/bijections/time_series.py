@@ -5,6 +5,8 @@ For a recursion :math:`u_t = f_t(\varepsilon_t; u_{<t})` the gated map is, at ev
 The inverse knows all of u and is parallel over time.
 """
 
+import math
+
 from collections.abc import Callable, Sequence
 
 import pymc as pm
@@ -18,6 +20,9 @@ from pymc_emf.bijections.base import Bijection, bijection_from_rv, register_bije
 
 __all__ = ["Diffusion", "Garch", "LinearRecurrence", "linear_recurrence"]
 
+#: Longest recurrence that is solved as a whole by doubling.
+MAX_DOUBLED = 256
+
 
 def linear_recurrence(
     coefficients: Sequence[TensorVariable], start: TensorVariable, drive: TensorVariable
@@ -25,7 +30,7 @@ def linear_recurrence(
     """Solve ``u[t] = sum_i coefficients[i][t] * u[t - 1 - i] + drive[t]`` along the first axis.
 
     A first-order recurrence is solved in ``log2(T)`` vectorised steps by doubling (Kogge and
-    Stone 1973); a higher order by one scan.
+    Stone 1973), a long one in blocks, whose cost is linear in T; a higher order by one scan.
 
     Parameters
     ----------
@@ -40,18 +45,10 @@ def linear_recurrence(
     TensorVariable, shape (order + T, ...)
     """
     if len(coefficients) == 1 and drive.type.shape[0] is not None:
-        coefficient = pt.concatenate([pt.zeros_like(start), coefficients[0]], axis=0)
-        total = pt.concatenate([start, drive], axis=0)
-        length = 1 + drive.type.shape[0]
-        shift = 1
-        while shift < length:
-            # two stretches of the recursion in a row: u -> a2 (a1 u + b1) + b2
-            updated = total[shift:] + coefficient[shift:] * total[:-shift]
-            product = coefficient[shift:] * coefficient[:-shift]
-            total = pt.concatenate([total[:shift], updated], axis=0)
-            coefficient = pt.concatenate([coefficient[:shift], product], axis=0)
-            shift *= 2
-        return total
+        (coefficient,) = coefficients
+        if drive.type.shape[0] > MAX_DOUBLED and None not in drive.type.shape:
+            return _by_blocks(coefficient, start, drive)
+        return _by_doubling(coefficient, start, drive)
 
     order = len(coefficients)
 
@@ -68,6 +65,48 @@ def linear_recurrence(
         return_updates=False,
     )
     return pt.concatenate([start, values], axis=0)
+
+
+def _by_doubling(coefficient, start, drive):
+    coefficient = pt.concatenate([pt.zeros_like(start), coefficient], axis=0)
+    total = pt.concatenate([start, drive], axis=0)
+    length = 1 + drive.type.shape[0]
+    shift = 1
+    while shift < length:
+        # two stretches of the recursion in a row: u -> a2 (a1 u + b1) + b2
+        updated = total[shift:] + coefficient[shift:] * total[:-shift]
+        product = coefficient[shift:] * coefficient[:-shift]
+        total = pt.concatenate([total[:shift], updated], axis=0)
+        coefficient = pt.concatenate([coefficient[:shift], product], axis=0)
+        shift *= 2
+    return total
+
+
+def _by_blocks(coefficient, start, drive):
+    """Solve all blocks at once from zero, then from block to block, and add what they start at."""
+    length, *rest = drive.type.shape
+    size = math.isqrt(length - 1) + 1
+    n_blocks = -(-length // size)
+
+    def cut(series):
+        padding = pt.zeros((n_blocks * size - length, *rest), dtype=series.dtype)
+        padded = pt.concatenate([series, padding], axis=0)
+        return padded.reshape((n_blocks, size, *rest)).swapaxes(0, 1)
+
+    def step(drive_t, coefficient_t, value, product):
+        return drive_t + coefficient_t * value, coefficient_t * product
+
+    zero = pt.zeros((n_blocks, *rest), dtype=drive.dtype)
+    values, products = pytensor.scan(
+        step,
+        sequences=[cut(drive), cut(coefficient.astype(drive.dtype))],
+        outputs_info=[zero, pt.ones_like(zero)],
+        return_updates=False,
+    )
+    ends = linear_recurrence([products[-1]], start, pt.specify_shape(values[-1], zero.type.shape))
+    values = values + products * ends[:-1]
+    values = values.swapaxes(0, 1).reshape((n_blocks * size, *rest))
+    return pt.concatenate([start, values[:length]], axis=0)
 
 
 class LinearRecurrence(Bijection):
