@@ -21,7 +21,9 @@ def masked(**kwargs):
 def low_rank():
     layer = emf.LowRank(SIZE, rank=3)
     directions, _ = np.linalg.qr(np.random.default_rng(3).normal(size=(SIZE, 2)))
-    layer.set(np.arange(SIZE), np.arange(1.0, SIZE + 1), directions, np.array([0.2, 3.0]))
+    coefficients = np.linspace(-0.5, 1.0, SIZE)
+    scales = np.arange(1.0, SIZE + 1)
+    layer.set(np.arange(SIZE), scales, coefficients, directions, np.array([0.2, 3.0]))
     return layer
 
 
@@ -126,10 +128,12 @@ def test_low_rank_covariance():
     compiled = emf.compile(low_rank())
     loc, _ = compiled.forward(np.zeros(SIZE))
     matrix = compiled.forward(np.eye(SIZE))[0].T - loc[:, None]
-    np.testing.assert_allclose(loc, np.arange(SIZE))
+    np.testing.assert_allclose(loc, np.arange(SIZE), atol=1e-12)
     directions, _ = np.linalg.qr(np.random.default_rng(3).normal(size=(SIZE, 2)))
     inner = np.eye(SIZE) + directions @ np.diag([0.2 - 1, 3.0 - 1]) @ directions.T
-    np.testing.assert_allclose(matrix, np.diag(np.arange(1.0, SIZE + 1)) @ inner, atol=1e-12)
+    recursion = np.eye(SIZE) - np.diag(np.linspace(-0.5, 1.0, SIZE)[1:], k=-1)
+    expected = np.linalg.solve(recursion, np.diag(np.arange(1.0, SIZE + 1)) @ inner)
+    np.testing.assert_allclose(matrix, expected, atol=1e-12)
 
 
 def test_reframing_low_rank_keeps_the_map():

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pymc_emf.variational.modes import Energy, Mode, find_modes, low_rank_normal
+from pymc_emf.variational.modes import (
+    Energy,
+    Mode,
+    _precision_band,
+    find_modes,
+    low_rank_normal,
+)
 
 
 def energy_of(function):
@@ -72,10 +78,14 @@ def low_rank_covariance(covariance, *, scaled):
     """Covariance of the approximation at the mode of a normal distribution."""
     size = len(covariance)
     energy, rng = normal(np.ones(size), np.linalg.cholesky(covariance)), np.random.default_rng(1)
-    scales, directions, stretch = low_rank_normal(energy, np.ones(size), 10, rng, scaled=scaled)
+    scales, coefficients, directions, stretch = low_rank_normal(
+        energy, np.ones(size), 10, rng, scaled=scaled
+    )
     np.testing.assert_allclose(directions.T @ directions, np.eye(len(stretch)), atol=1e-8)
     factor = np.eye(size) + directions @ np.diag(stretch - 1) @ directions.T
-    return scales[:, None] * factor @ factor.T * scales
+    recursion = np.eye(size) - np.diag(coefficients[1:], k=-1)
+    factor = np.linalg.solve(recursion, scales[:, None] * factor)
+    return factor @ factor.T
 
 
 def divergence(q, p):
@@ -93,12 +103,28 @@ def test_low_rank_normal_is_exact_where_the_rest_has_unit_scale():
     np.testing.assert_allclose(found, covariance, atol=1e-3)
 
 
-def test_low_rank_normal_learns_the_scales():
-    """Neighbours that hold each other, of different scales: the precision is banded."""
+def test_low_rank_normal_is_exact_where_neighbours_hold_each_other():
+    """Of different scales, as along a random walk: the precision is tridiagonal."""
     size = 60
     outer = np.exp(np.random.default_rng(0).normal(size=size))
-    band = 1.6 * np.eye(size) - 0.5 * (np.eye(size, k=1) + np.eye(size, k=-1))
+    band = 1.6 * np.eye(size) - 0.79 * (np.eye(size, k=1) + np.eye(size, k=-1))
     covariance = outer[:, None] * np.linalg.inv(band) * outer
-    with_scales = divergence(low_rank_covariance(covariance, scaled=True), covariance)
-    without = divergence(low_rank_covariance(covariance, scaled=False), covariance)
-    assert with_scales < 0.25 * without
+    assert divergence(low_rank_covariance(covariance, scaled=True), covariance) < 1e-4
+    assert divergence(low_rank_covariance(covariance, scaled=False), covariance) > 5.0
+
+
+def test_low_rank_normal_of_a_band_and_a_direction():
+    size = 60
+    band = 1.6 * np.eye(size) - 0.7 * (np.eye(size, k=1) + np.eye(size, k=-1))
+    direction = np.random.default_rng(0).normal(size=size)
+    covariance = np.linalg.inv(band + 0.05 * np.outer(direction, direction))
+    assert divergence(low_rank_covariance(covariance, scaled=True), covariance) < 0.1
+    assert divergence(np.linalg.inv(band), covariance) > 1.0
+
+
+def test_precision_that_is_not_positive_definite():
+    scales, coefficients = _precision_band(np.array([1.0, -1.0, 2.0]), np.array([5.0, 0.1]))
+    assert np.isfinite(scales).all() and (scales > 0).all()
+    np.testing.assert_allclose(coefficients, [0.0, 0.0, -0.05])
+    scales, coefficients = _precision_band(np.zeros(3), np.zeros(2))
+    np.testing.assert_array_equal(scales, 1.0)

@@ -5,6 +5,7 @@ import pytensor.tensor as pt
 
 from pymc_emf.bijections.affine import TriangularAffine
 from pymc_emf.bijections.base import Bijection
+from pymc_emf.bijections.time_series import linear_recurrence
 from pymc_emf.layers.parameters import LOW_PRECISION, parameter
 
 __all__ = ["Affine", "LowRank", "LowerTriangular"]
@@ -139,12 +140,14 @@ class LowerTriangular(Bijection):
 
 
 class LowRank(Bijection):
-    r"""Trainable elementwise affine layer, behind which a few directions are stretched.
+    r"""Trainable elementwise affine layer before a fixed normal distribution of many elements.
 
-    :math:`x = \mu + \sigma \odot \varepsilon`, then :math:`m + s \odot (x + V ((w - 1) \odot
-    V^\top x))` with few orthonormal columns V: a normal distribution whose covariance is diagonal
-    but for these, at a cost proportional to the length of the vector. Location m, scales s,
-    directions V and their stretch w are the frame, which the warm start sets.
+    :math:`x = \mu + \sigma \odot \varepsilon` is stretched along a few directions,
+    :math:`y = s \odot (x + V ((w - 1) \odot V^\top x))` with orthonormal columns V, and every
+    element may depend on the one before it, :math:`z_t = c_t z_{t-1} + y_t`; the result is
+    :math:`m + z`. So the precision matrix is tridiagonal, as of a random walk, but for a few
+    directions, at a cost proportional to the length of the vector. Location m, scales s,
+    directions V, their stretch w and coefficients c are the frame, which the warm start sets.
 
     Starts as the identity.
 
@@ -163,6 +166,7 @@ class LowRank(Bijection):
         self.log_scale = parameter(np.zeros(size), "log_scale")
         self.frame_loc = parameter(np.zeros(size), "frame_loc")
         self.frame_log_scale = parameter(np.zeros(size), "frame_log_scale")
+        self.frame_coefficients = parameter(np.zeros(size), "frame_coefficients")
         self.frame_directions = parameter(np.eye(size, self.rank), "frame_directions")
         self.frame_log_stretch = parameter(np.zeros(self.rank), "frame_log_stretch")
 
@@ -175,13 +179,19 @@ class LowRank(Bijection):
         along = self.frame_directions.T @ vector
         return vector + self.frame_directions @ (pt.expm1(log_stretch) * along)
 
+    def _through_frame(self, inner):
+        inner = pt.exp(self.frame_log_scale) * self._stretch(inner, self.frame_log_stretch)
+        coefficients = self.frame_coefficients[1:]
+        return self.frame_loc + linear_recurrence([coefficients], inner[:1], inner[1:])
+
     def forward(self, noise):
         inner = self.loc + pt.exp(self.log_scale) * noise
-        inner = self._stretch(inner, self.frame_log_stretch)
-        return self.frame_loc + pt.exp(self.frame_log_scale) * inner, self._log_det
+        return self._through_frame(inner), self._log_det
 
     def inverse(self, value):
-        inner = (value - self.frame_loc) * pt.exp(-self.frame_log_scale)
+        centred = value - self.frame_loc
+        before = pt.concatenate([pt.zeros_like(centred[:1]), centred[:-1]])
+        inner = (centred - self.frame_coefficients * before) * pt.exp(-self.frame_log_scale)
         inner = self._stretch(inner, -self.frame_log_stretch)
         return (inner - self.loc) * pt.exp(-self.log_scale), -self._log_det
 
@@ -194,6 +204,7 @@ class LowRank(Bijection):
         return [
             self.frame_loc,
             self.frame_log_scale,
+            self.frame_coefficients,
             self.frame_directions,
             self.frame_log_stretch,
         ]
@@ -202,37 +213,37 @@ class LowRank(Bijection):
         self,
         loc: np.ndarray,
         scales: np.ndarray | None = None,
+        coefficients: np.ndarray | None = None,
         directions: np.ndarray | None = None,
         stretch: np.ndarray | None = None,
     ) -> None:
-        """Set the frame, by default without scales and directions.
+        """Set the frame, by default without scales, coefficients and directions.
 
         Parameters
         ----------
-        loc, scales : ndarray, shape (size,)
+        loc, scales, coefficients : ndarray, shape (size,)
+            The first coefficient has no effect.
         directions : ndarray, shape (size, k)
             Orthonormal columns, at most ``rank``.
         stretch : ndarray, shape (k,)
             Positive.
         """
         scales = np.ones(self.size) if scales is None else scales
+        coefficients = np.zeros(self.size) if coefficients is None else coefficients
         full, log_stretch = np.zeros((self.size, self.rank)), np.zeros(self.rank)
         if directions is not None and stretch is not None:
             full[:, : len(stretch)] = directions
             log_stretch[: len(stretch)] = np.log(stretch)
         _set(self.frame_loc, loc)
         _set(self.frame_log_scale, np.log(scales))
+        _set(self.frame_coefficients, coefficients)
         _set(self.frame_directions, full)
         _set(self.frame_log_stretch, log_stretch)
         _reset(self.parameters)
 
     def reframe(self) -> None:
         """Move the location that has been learnt into the frame; the map stays the same."""
-        loc, directions = self.loc.get_value(), self.frame_directions.get_value()
-        stretch = np.expm1(self.frame_log_stretch.get_value())
-        moved = loc + directions @ (stretch * (directions.T @ loc))
-        scale = np.exp(self.frame_log_scale.get_value())
-        _set(self.frame_loc, self.frame_loc.get_value() + scale * moved)
+        _set(self.frame_loc, self._through_frame(self.loc).eval())
         _reset([self.loc])
 
 

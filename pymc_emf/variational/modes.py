@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from scipy.linalg import solve_banded
 from scipy.optimize import minimize
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
@@ -21,8 +22,12 @@ MAX_GRADIENTS = 2000
 SAME_ENERGY, SAME_PLACE = 0.1, 0.1
 #: A Newton step that promises less, in nats, is the last one.
 NEWTON_TOLERANCE = 1e-3
-#: Random vectors from which the diagonal of a large Hessian is estimated.
-N_PROBES = 30
+#: Random signs with which the diagonals of a large Hessian are estimated.
+N_PROBES = 10
+#: Share of an element's precision that must be left once its neighbour is known.
+MIN_LEFT = 1e-6
+#: Curvature in whitened coordinates below which a direction is left at unit scale.
+MIN_CURVATURE = 0.01
 #: Beyond this condition number, differences of gradients are too coarse for a Hessian.
 MAX_CONDITION = 1e5
 
@@ -142,7 +147,7 @@ class Mode:
 
 def low_rank_normal(
     energy: Energy, point: np.ndarray, rank: int, rng: np.random.Generator, *, scaled: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Normal distribution at a mode, from the directions in which the energy bends most.
 
     Lanczos iteration needs products of the Hessian with some vectors, never the Hessian.
@@ -155,12 +160,12 @@ def low_rank_normal(
         Number of directions.
     rng : Generator
     scaled : bool
-        Whether to estimate the diagonal of the Hessian first, and to take unit curvature in these
-        scales for granted in all other directions, rather than in the scales of the vector.
+        Whether to take the diagonal of the Hessian and its neighbours for the curvature in all
+        other directions, rather than unit curvature in the scales of the vector.
 
     Returns
     -------
-    scales, directions, stretch : ndarray
+    scales, coefficients, directions, stretch : ndarray
         As of :meth:`pymc_emf.layers.LowRank.set`.
     """
     size = len(point)
@@ -174,21 +179,74 @@ def low_rank_normal(
         change = change - energy.gradient(point - step * vector / norm)
         return np.nan_to_num(change) * (norm / (2 * step))
 
-    scales = np.ones(size)
-    if scaled:  # Bekas, Kokiopoulou, Saad, "An estimator for the diagonal of a matrix", 2007
-        signs = rng.choice([-1.0, 1.0], size=(N_PROBES, size))
-        # the step is a length: signs have that of the square root of the size
-        diagonal = np.mean([sign * product(sign) for sign in signs], axis=0)
-        typical = np.median(np.abs(diagonal))
-        scales = 1 / np.sqrt(np.clip(diagonal, 0.1 * typical, None)) if typical > 0 else scales
-    operator = LinearOperator((size, size), matvec=lambda v: scales * product(scales * v.ravel()))
+    scales, coefficients = np.ones(size), np.zeros(size)
+    if scaled:
+        scales, coefficients = _precision_band(*_tridiagonal(product, size, rng))
+    # the recursion x[t] - c[t] x[t-1] = y[t], and its transpose, as banded systems
+    below = np.array([np.ones(size), np.append(-coefficients[1:], 0.0)])
+    above = np.array([-coefficients, np.ones(size)])
+
+    def whitened(vector):
+        recursed = solve_banded((1, 0), below, scales * vector.ravel())
+        return scales * solve_banded((0, 1), above, product(recursed))
+
+    operator = LinearOperator((size, size), matvec=whitened)
     start = rng.normal(size=size)
+    # a rough estimate errs to both sides, the prior only to one
+    which, least = ("BE", MIN_CURVATURE) if scaled else ("LA", 1.0)
     try:
-        curvature, directions = eigsh(operator, k=rank, which="LA", v0=start, tol=1e-2)
+        curvature, directions = eigsh(operator, k=rank, which=which, v0=start, tol=1e-2)
     except ArpackNoConvergence as partial:
         curvature, directions = partial.eigenvalues, partial.eigenvectors
-    bends = curvature > 1.0
-    return scales, directions[:, bends], 1 / np.sqrt(curvature[bends])
+    bends = curvature > least
+    return scales, coefficients, directions[:, bends], 1 / np.sqrt(curvature[bends])
+
+
+def _tridiagonal(
+    product: Callable, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Estimate the diagonal of a symmetric matrix, and that next to it, from products.
+
+    Exact if the matrix is tridiagonal: every third column is probed at once. What else is in
+    the matrix averages out over random signs (Bekas, Kokiopoulou, Saad, "An estimator for the
+    diagonal of a matrix", 2007).
+    """
+    diagonals, besides = np.zeros((N_PROBES, size)), np.zeros((N_PROBES, size - 1))
+    for diagonal, beside in zip(diagonals, besides, strict=True):
+        signs = rng.choice([-1.0, 1.0], size=size)
+        for color in range(3):
+            probed = np.arange(size) % 3 == color
+            found = product(np.where(probed, signs, 0.0))
+            diagonal += np.where(probed, signs * found, 0.0)
+            # each element beside the diagonal is seen in its row and in its column
+            beside += np.where(probed[1:], signs[1:] * found[:-1], 0.0) / 2
+            beside += np.where(probed[:-1], signs[:-1] * found[1:], 0.0) / 2
+    typical = np.median(np.abs(diagonals))
+    diagonal = np.where(
+        _is_clear(diagonals), diagonals.mean(axis=0), np.maximum(diagonals.mean(axis=0), typical)
+    )
+    mean = besides.mean(axis=0)
+    return diagonal, np.where(_is_clear(besides * np.sign(mean)), mean, 0.0)
+
+
+def _is_clear(probes: np.ndarray) -> np.ndarray:
+    """Whether the mean of the rows is positive beyond doubt."""
+    return probes.mean(axis=0) > 2 * probes.std(axis=0) / np.sqrt(len(probes) - 1)
+
+
+def _precision_band(diagonal: np.ndarray, beside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scales s and coefficients c of x[t] = c[t] x[t-1] + s[t] e[t] with this precision matrix.
+
+    Where the matrix is not positive definite, neighbours are taken to be independent.
+    """
+    diagonal = np.where(diagonal > 0, diagonal, 1.0)
+    root, coefficients = np.sqrt(diagonal), np.zeros(len(diagonal))
+    for t in reversed(range(len(beside))):
+        left = diagonal[t] - (beside[t] / root[t + 1]) ** 2
+        if left > MIN_LEFT * diagonal[t]:
+            coefficients[t + 1] = -beside[t] / root[t + 1] ** 2
+            root[t] = np.sqrt(left)
+    return 1 / root, coefficients
 
 
 def find_modes(

@@ -33,6 +33,8 @@ FAR_BEHIND = 100.0
 N_SENSITIVITY_DRAWS = 50
 #: The value of a gate that a candidate has closed.
 CLOSED = 1e-3
+#: Parameter of a gate that is open for good: its sigmoid is one.
+OPEN = 1.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class WarmStart:
     chosen : str
         "prior" (the embedded prior as it stands), "start" (the user's point), "laplace"
         (normal approximation at a mode in the noise of the embedded model, "laplace 2" and so
-        on at further modes), "bypass" (the same with all gates closed, which is the normal
+        on at further modes, "laplace unscaled" with the prior's scales but in a few
+        directions), "bypass" (the same with all gates closed, which is the normal
         approximation in value space), or "none" if there was nothing to choose from.
     elbos : dict
         Estimated ELBO of every candidate in nats, from the same draws.
@@ -298,26 +301,29 @@ def _laplace(
 
         return Energy(function, pytensor.config.floatX)
 
-    def search(prefix, gates, starts, n_modes):
-        function = energy(gates)
+    def search(prefix, gates, starts, n_modes, searched_gates):
+        function = energy(searched_gates)
         found: dict[str, Candidate] = {}
-        for mode in find_modes(function, starts, n_modes, curved=not isinstance(layer, LowRank)):
+        if isinstance(layer, LowRank):
+            for mode in find_modes(function, starts, 1, curved=False):
+                for name, scaled in ((prefix, True), (f"{prefix} unscaled", False)):
+                    spread = low_rank_normal(function, mode.point, layer.rank, rng, scaled=scaled)
+                    found[name] = Candidate(mode.point, spread, gates)
+            return found
+        for mode in find_modes(function, starts, n_modes, curved=True):
             name = f"{prefix} {len(found) + 1}" if found else prefix
-            if isinstance(layer, LowRank):
-                spread = low_rank_normal(
-                    function, mode.point, layer.rank, rng, scaled=prefix == "bypass"
-                )
-                found[name] = Candidate(mode.point, spread, gates)
-            else:
-                loc, cholesky = mode.normal()
-                found[name] = Candidate(loc, (cholesky,), gates)
+            loc, cholesky = mode.normal()
+            found[name] = Candidate(loc, (cholesky,), gates)
         return found
 
     gates = [p.get_value() for p in parameters]
-    found = search("laplace", gates, starts, N_MODES)
+    # Almost open gates let a density without bound through, where a scale goes to zero and all
+    # that has this scale coincides; with open ones there is none in the noise.
+    opened = [np.full_like(gate, OPEN) for gate in gates]
+    found = search("laplace", gates, starts, N_MODES, opened)
     if parameters and found:
         closed = [np.full_like(gate, gate_parameter(CLOSED)) for gate in gates]
         locs = np.array([candidate.loc for candidate in found.values()])
         values, _, _ = objective.evaluate_many(locs.astype(starts.dtype))
-        found |= search("bypass", closed, values, 1)
+        found |= search("bypass", closed, values, 1, closed)
     return found
