@@ -9,6 +9,7 @@ from pymc_emf.engine.compile import compile_bijection as compile
 from pymc_emf.layers import (
     Affine,
     Chain,
+    Coupling,
     Invert,
     LowerTriangular,
     LowRank,
@@ -27,6 +28,7 @@ __all__ = [
     "Affine",
     "Bijection",
     "Chain",
+    "Coupling",
     "EMFApprox",
     "EMFApproximation",
     "Invert",

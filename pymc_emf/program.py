@@ -41,6 +41,9 @@ from pymc_emf.rolling import (
 
 __all__ = ["Program", "Site", "split_batches"]
 
+#: Most elements that steer all others in a coupling layer.
+MAX_HUBS = 64
+
 
 @dataclass(frozen=True)
 class Site:
@@ -313,6 +316,16 @@ class Program:
     def owned(self, pattern: SitePattern) -> np.ndarray:
         """Places of each member among all constrained elements, one row a member."""
         return np.stack([self.places[site.name] for site in pattern.sites])
+
+    @property
+    def hubs(self) -> list[int]:
+        """Places in the flat vectors of the smallest variables, as long as they are few."""
+        places: list[int] = []
+        for site in sorted(self.sites, key=lambda site: site.size):
+            if len(places) + site.size > MAX_HUBS:
+                break
+            places += site.places.ravel().tolist()
+        return sorted(places)
 
     def elements(self, flat: TensorVariable) -> Values:
         """The elements of a flat vector of noise or of values, to be found by position.

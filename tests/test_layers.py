@@ -34,6 +34,7 @@ LAYERS = {
     "MaskedAutoregressive": masked,
     "MaskedAutoregressive reversed": lambda: masked(reverse=True),
     "MaskedAutoregressive one hidden": lambda: masked(hidden=(4,)),
+    "Coupling": lambda: emf.Coupling(SIZE, [3, 1], hidden=(8,), dtype="float64", random_seed=0),
     "Permutation": lambda: emf.Permutation([3, 1, 4, 0, 2]),
     "Invert": lambda: emf.Invert(masked()),
     "Chain": lambda: emf.Chain([masked(), emf.Permutation([1, 0, 2, 4, 3]), emf.Affine(SIZE)]),
@@ -164,6 +165,24 @@ def test_reframe_keeps_the_map(kind):
         np.testing.assert_allclose(new, old, rtol=1e-12)
 
 
+def test_coupling_keeps_what_steers_and_moves_the_rest():
+    layer = LAYERS["Coupling"]()
+    perturb(layer)
+    noise = np.random.default_rng(0).normal(size=SIZE)
+    value, _ = emf.compile(layer).forward(noise)
+    np.testing.assert_array_equal(value[[1, 3]], noise[[1, 3]])
+    assert (np.abs(value - noise)[[0, 2, 4]] > 1e-3).all()
+    changed = noise + np.eye(SIZE)[3]
+    again, _ = emf.compile(layer).forward(changed)
+    assert (np.abs(again - value)[[0, 2, 4]] > 1e-3).all()
+
+
+@pytest.mark.parametrize("steering", [[], [0, 1, 2]])
+def test_bad_coupling(steering):
+    with pytest.raises(ValueError, match="Some of the 3 elements must steer"):
+        emf.Coupling(3, steering)
+
+
 @pytest.mark.parametrize("direction", ["forward", "inverse"])
 def test_network_in_single_precision(direction):
     event = np.random.default_rng(0).normal(size=SIZE)
@@ -191,8 +210,10 @@ def test_presets_make_layers():
     layers = make_layers(["affine", emf.Permutation([1, 0]), emf.Affine], 2, rng)
     assert [type(layer) for layer in layers] == [emf.Affine, emf.Permutation, emf.Affine]
     assert make_layers(None, 2, rng) == []
-    large = make_layers("iaf", 2000, rng)
-    assert isinstance(large[-1], emf.LowRank)
+    large = make_layers("iaf", 2000, rng, hubs=[0, 1999])
+    assert [type(layer) for layer in large] == [emf.Coupling, emf.LowRank]
+    assert large[0].steering.tolist() == [0, 1999]
+    assert [type(layer) for layer in make_layers("iaf", 2000, rng)] == [emf.LowRank]
 
 
 @pytest.mark.parametrize(

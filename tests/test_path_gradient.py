@@ -28,6 +28,7 @@ LAYERS = {
     "affine": lambda: [emf.Affine(SIZE)],
     "triangular": lambda: [emf.LowerTriangular(SIZE)],
     "low rank": lambda: [emf.LowRank(SIZE, rank=2)],
+    "coupling": lambda: [emf.Coupling(SIZE, [1], dtype="float64", random_seed=0)],
     "permutation": lambda: [emf.Permutation([2, 0, 3, 1])],
     "iaf": lambda: [made(), made(reverse=True), emf.LowerTriangular(SIZE)],
     "maf": lambda: [emf.Invert(made()), emf.Affine(SIZE)],

@@ -3,6 +3,7 @@
 from pymc_emf.layers.affine import Affine, LowerTriangular, LowRank
 from pymc_emf.layers.autoregressive import MaskedAutoregressive
 from pymc_emf.layers.compose import Chain, Invert, Parallel
+from pymc_emf.layers.coupling import Coupling
 from pymc_emf.layers.permutation import Permutation
 from pymc_emf.layers.presets import make_layers
 from pymc_emf.layers.structured import StructuredLayer, describe
@@ -10,6 +11,7 @@ from pymc_emf.layers.structured import StructuredLayer, describe
 __all__ = [
     "Affine",
     "Chain",
+    "Coupling",
     "Invert",
     "LowRank",
     "LowerTriangular",

@@ -7,17 +7,11 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
-from pytensor.tensor.sharedvar import SharedVariable
-from pytensor.tensor.variable import TensorVariable
-
 from pymc_emf.bijections.base import Triangular
-from pymc_emf.layers.parameters import LOW_PRECISION, parameter
+from pymc_emf.layers.network import Network
+from pymc_emf.layers.parameters import LOW_PRECISION
 
 __all__ = ["MaskedAutoregressive"]
-
-#: Log scales are kept within this distance of zero, smoothly: one layer can stretch or shrink
-#: an element by at most exp(LOG_SCALE_BOUND), so that a wild step cannot overflow the density.
-LOG_SCALE_BOUND = 5.0
 
 
 class MaskedAutoregressive(Triangular):
@@ -65,28 +59,8 @@ class MaskedAutoregressive(Triangular):
         self.size = size
         self.hidden = tuple(hidden)
         self.reverse = reverse
-        self.dtype = dtype
-        rng = np.random.default_rng(random_seed)
-        self.masks = made_masks(size, self.hidden, reverse=reverse)
-        self.weights: list[SharedVariable] = []
-        self.biases: list[SharedVariable] = []
-        for i, mask in enumerate(self.masks):
-            last = i == len(self.masks) - 1
-            fan_in = np.maximum(mask.sum(axis=0), 1)  # of each unit, through the mask
-            weight = rng.normal(size=mask.shape) * mask / np.sqrt(fan_in)
-            self.weights.append(parameter(weight * (0.0 if last else 1.0), f"weight_{i}", dtype))
-            self.biases.append(parameter(np.zeros(mask.shape[1]), f"bias_{i}", dtype))
-
-    def network(self, vector: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
-        """Shift and log scale of every element, each from the elements before it."""
-        hidden = vector.astype(self.dtype)
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            hidden = hidden @ (weight * self.masks[i].astype("int8")) + bias
-            if i < len(self.weights) - 1:
-                hidden = hidden * pt.sigmoid(hidden)  # SiLU
-        hidden = hidden.astype(vector.dtype)
-        shift, raw = hidden[: self.size], hidden[self.size :]
-        return shift, LOG_SCALE_BOUND * pt.tanh(raw / LOG_SCALE_BOUND)
+        masks = made_masks(size, self.hidden, reverse=reverse)
+        self.network = Network(masks, dtype, np.random.default_rng(random_seed))
 
     def to_value(self, noise):
         shift, log_scale = self.network(noise)
@@ -110,7 +84,7 @@ class MaskedAutoregressive(Triangular):
 
     @property
     def parameters(self):
-        return [*self.weights, *self.biases]
+        return self.network.parameters
 
 
 def made_masks(size: int, hidden: Sequence[int], *, reverse: bool = False) -> list[np.ndarray]:

@@ -8,27 +8,36 @@ from pymc_emf.bijections.base import Bijection
 from pymc_emf.layers.affine import Affine, LowerTriangular, LowRank
 from pymc_emf.layers.autoregressive import MaskedAutoregressive
 from pymc_emf.layers.compose import Invert
+from pymc_emf.layers.coupling import Coupling
 
 __all__ = ["PRESETS", "LayerSpec", "check_layers", "make_layers"]
 
 LayerSpec = str | Bijection | Callable[[int], Bijection] | Sequence["LayerSpec"] | None
 
-#: Longest vector that gets networks and a dense triangular matrix from a preset. Beyond it they
-#: would dominate memory and time, and a low-rank affine layer takes their place.
+#: Longest vector that gets autoregressive networks and a dense triangular matrix from a preset.
+#: Beyond it they would dominate memory and time, and layers whose cost is linear take their place.
 DENSE_LIMIT = 1000
 
+#: Positions of the elements of a model's smallest variables, on which others may depend.
+type Hubs = Sequence[int]
 
-def _affine(size: int, rng: np.random.Generator) -> list[Bijection]:
+
+def _affine(size: int, hubs: Hubs, rng: np.random.Generator) -> list[Bijection]:
     return [Affine(size)]
 
 
-def _lower_triangular(size: int, rng: np.random.Generator) -> list[Bijection]:
+def _lower_triangular(size: int, hubs: Hubs, rng: np.random.Generator) -> list[Bijection]:
     return [LowerTriangular(size)]
 
 
-def _iaf(size: int, rng: np.random.Generator) -> list[Bijection]:
+def _coupling(size: int, hubs: Hubs, rng: np.random.Generator) -> list[Bijection]:
+    steering = [Coupling(size, hubs, random_seed=rng)] if 0 < len(hubs) < size else []
+    return [*steering, LowRank(size)]
+
+
+def _iaf(size: int, hubs: Hubs, rng: np.random.Generator) -> list[Bijection]:
     if size > DENSE_LIMIT:
-        return [LowRank(size)]
+        return _coupling(size, hubs, rng)
     # The second conditions in the opposite order, so that every pair of elements can interact;
     # the vector itself stays in model order, as the affine layer and its warm start need.
     first = MaskedAutoregressive(size, random_seed=rng)
@@ -36,18 +45,19 @@ def _iaf(size: int, rng: np.random.Generator) -> list[Bijection]:
     return [first, second, LowerTriangular(size)]
 
 
-def _maf(size: int, rng: np.random.Generator) -> list[Bijection]:
-    *nets, affine = _iaf(size, rng)
+def _maf(size: int, hubs: Hubs, rng: np.random.Generator) -> list[Bijection]:
+    *nets, affine = _iaf(size, hubs, rng)
     return [*(Invert(layer) for layer in nets), affine]
 
 
-def _low_rank(size: int, rng: np.random.Generator) -> list[Bijection]:
+def _low_rank(size: int, hubs: Hubs, rng: np.random.Generator) -> list[Bijection]:
     return [LowRank(size)]
 
 
 PRESETS = {
     "iaf": _iaf,
     "maf": _maf,
+    "coupling": _coupling,
     "affine": _affine,
     "mean_field": _affine,
     "low_rank": _low_rank,
@@ -74,7 +84,9 @@ def check_layers(spec: LayerSpec) -> None:
             )
 
 
-def make_layers(spec: LayerSpec, size: int, rng: np.random.Generator) -> list[Bijection]:
+def make_layers(
+    spec: LayerSpec, size: int, rng: np.random.Generator, hubs: Hubs = ()
+) -> list[Bijection]:
     """Make the layers that stand before the structured one.
 
     Parameters
@@ -86,6 +98,8 @@ def make_layers(spec: LayerSpec, size: int, rng: np.random.Generator) -> list[Bi
         Length of the vector.
     rng : Generator
         For initial weights.
+    hubs : sequence of int
+        Positions of the elements that steer the others in a coupling layer.
 
     Raises
     ------
@@ -99,7 +113,7 @@ def make_layers(spec: LayerSpec, size: int, rng: np.random.Generator) -> list[Bi
         case None:
             return []
         case str():
-            return PRESETS[spec.lower()](size, rng)
+            return PRESETS[spec.lower()](size, hubs, rng)
         case Bijection():
             layer_size = getattr(spec, "size", size)
             if layer_size != size:
@@ -109,6 +123,6 @@ def make_layers(spec: LayerSpec, size: int, rng: np.random.Generator) -> list[Bi
                 )
             return [spec]
         case list() | tuple():
-            return [layer for entry in spec for layer in make_layers(entry, size, rng)]
+            return [layer for entry in spec for layer in make_layers(entry, size, rng, hubs)]
         case _:
-            return make_layers(spec(size), size, rng)  # type: ignore[operator]
+            return make_layers(spec(size), size, rng, hubs)  # type: ignore[operator]

@@ -108,9 +108,11 @@ class EMFApprox(Inference):
         before there is a model.
     layers : str, Bijection, callable, None or sequence of these
         Flow layers between the noise and the embedded model: "iaf" (two masked autoregressive
-        layers and a triangular affine one), "maf", "affine" (mean field), "low_rank",
-        "lower_triangular" (full rank), a layer, a function from the vector's size to a layer, or
-        several of these from the noise onwards. None leaves the embedded model alone.
+        layers and a triangular affine one; beyond 1,000 elements "coupling"), "maf", "coupling"
+        (a network from the model's few smallest variables to all others, and a low-rank affine
+        layer: cost proportional to the number of elements), "affine" (mean field), "low_rank",
+        "lower_triangular" (full rank), a layer, a function from the vector's size to a layer,
+        or several of these from the noise onwards. None leaves the embedded model alone.
     gate : {"element", "variable"} or None
         One trainable gate per element or per variable, through which the fit can bypass what
         the data contradict; or none.
@@ -234,7 +236,7 @@ class EMFApprox(Inference):
             embed=self.embed,
             root_finder=self.root_finder,
         )
-        layers = make_layers(self.layers, structured.size, self._rng)
+        layers = make_layers(self.layers, structured.size, self._rng, structured.program.hubs)
         objective = Objective(layers, structured, self.gradient)
         approx = EMFApproximation(objective, random_seed=self._rng)
         self.objective = KL(approx)(None)

@@ -146,11 +146,12 @@ class Mode:
 
 
 def low_rank_normal(
-    energy: Energy, point: np.ndarray, rank: int, rng: np.random.Generator, *, scaled: bool
+    energy: Energy, point: np.ndarray, rank: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Normal distribution at a mode, from the directions in which the energy bends most.
+    """Normal distribution at a mode, without the Hessian, from products with some vectors.
 
-    Lanczos iteration needs products of the Hessian with some vectors, never the Hessian.
+    The precision is the tridiagonal part of the Hessian, but for the directions in which the
+    energy bends most and least in these scales, which Lanczos iteration finds.
 
     Parameters
     ----------
@@ -159,9 +160,6 @@ def low_rank_normal(
     rank : int
         Number of directions.
     rng : Generator
-    scaled : bool
-        Whether to take the diagonal of the Hessian and its neighbours for the curvature in all
-        other directions, rather than unit curvature in the scales of the vector.
 
     Returns
     -------
@@ -179,9 +177,7 @@ def low_rank_normal(
         change = change - energy.gradient(point - step * vector / norm)
         return np.nan_to_num(change) * (norm / (2 * step))
 
-    scales, coefficients = np.ones(size), np.zeros(size)
-    if scaled:
-        scales, coefficients = _precision_band(*_tridiagonal(product, size, rng))
+    scales, coefficients = _precision_band(*_tridiagonal(product, size, rng))
     # the recursion x[t] - c[t] x[t-1] = y[t], and its transpose, as banded systems
     below = np.array([np.ones(size), np.append(-coefficients[1:], 0.0)])
     above = np.array([-coefficients, np.ones(size)])
@@ -192,13 +188,11 @@ def low_rank_normal(
 
     operator = LinearOperator((size, size), matvec=whitened)
     start = rng.normal(size=size)
-    # a rough estimate errs to both sides, the prior only to one
-    which, least = ("BE", MIN_CURVATURE) if scaled else ("LA", 1.0)
     try:
-        curvature, directions = eigsh(operator, k=rank, which=which, v0=start, tol=1e-2)
+        curvature, directions = eigsh(operator, k=rank, which="BE", v0=start, tol=1e-2)
     except ArpackNoConvergence as partial:
         curvature, directions = partial.eigenvalues, partial.eigenvectors
-    bends = curvature > least
+    bends = curvature > MIN_CURVATURE
     return scales, coefficients, directions[:, bends], 1 / np.sqrt(curvature[bends])
 
 

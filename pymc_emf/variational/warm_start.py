@@ -46,8 +46,7 @@ class WarmStart:
     chosen : str
         "prior" (the embedded prior as it stands), "start" (the user's point), "laplace"
         (normal approximation at a mode in the noise of the embedded model, "laplace 2" and so
-        on at further modes, "laplace unscaled" with the prior's scales but in a few
-        directions), "bypass" (the same with all gates closed, which is the normal
+        on at further modes), "bypass" (the same with all gates closed, which is the normal
         approximation in value space), or "none" if there was nothing to choose from.
     elbos : dict
         Estimated ELBO of every candidate in nats, from the same draws.
@@ -199,28 +198,38 @@ def warm_start(
     for name in _worth_training(elbos):
         _apply(objective, layer, candidates[name])
         states[name] = [v.get_value() for v in variables]
-    racing, after, n_steps = list(states), dict(elbos), 0
+    histories = {name: [elbos[name]] for name in states}
+    racing, n_steps = list(states), 0
     while len(racing) > 1 and n_steps < max_steps:
-        before = dict(after)
         for name in racing:
             store(variables, states[name])
             n_steps += train()
             states[name] = [v.get_value() for v in variables]
             found[name] = log_weights()
-            after[name] = float(found[name].mean())
-        racing = _may_win(racing, before, after)
-    after = {name: after[name] for name in states}
-    chosen = _choose(after)
+            histories[name].append(float(found[name].mean()))
+        racing = _may_win({name: histories[name] for name in racing})
+    chosen = _choose({name: _expected(history) for name, history in histories.items()})
     store(variables, states[chosen])
     layer.reframe()
+    after = {name: history[-1] for name, history in histories.items()}
     return WarmStart(chosen, elbos, float(found[chosen].std()), after, n_steps)
 
 
-def _may_win(racing: list[str], before: dict[str, float], after: dict[str, float]) -> list[str]:
+def _may_win(histories: dict[str, list[float]]) -> list[str]:
     """Those who would have the highest ELBO if they rose once more as they just have."""
-    best = max(racing, key=lambda name: np.nan_to_num(after[name], nan=-np.inf))
-    rising = [n for n in racing if n != best and 2 * after[n] - before[n] > after[best]]
-    return [best, *rising]
+    last = {name: np.nan_to_num(history[-1], nan=-np.inf) for name, history in histories.items()}
+    best = max(last, key=last.__getitem__)
+    rising = [name for name, h in histories.items() if 2 * h[-1] - h[-2] > last[best]]
+    return [best, *(name for name in rising if name != best)]
+
+
+def _expected(history: list[float]) -> float:
+    """ELBO after one more round of training like the last one.
+
+    What the first round gains, which leads out of the wilderness, says nothing of the next.
+    """
+    rise = history[-1] - history[-2] if len(history) > 2 else 0.0
+    return history[-1] + max(rise, 0.0)
 
 
 def _choose(elbos: dict[str, float]) -> str:
@@ -306,9 +315,8 @@ def _laplace(
         found: dict[str, Candidate] = {}
         if isinstance(layer, LowRank):
             for mode in find_modes(function, starts, 1, curved=False):
-                for name, scaled in ((prefix, True), (f"{prefix} unscaled", False)):
-                    spread = low_rank_normal(function, mode.point, layer.rank, rng, scaled=scaled)
-                    found[name] = Candidate(mode.point, spread, gates)
+                spread = low_rank_normal(function, mode.point, layer.rank, rng)
+                found[prefix] = Candidate(mode.point, spread, gates)
             return found
         for mode in find_modes(function, starts, n_modes, curved=True):
             name = f"{prefix} {len(found) + 1}" if found else prefix
