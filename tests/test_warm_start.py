@@ -7,6 +7,8 @@ import pytest
 
 import pymc_emf as emf
 
+from pymc_emf.variational.warm_start import _expected, _may_win
+
 quiet = {"progressbar": False}
 
 
@@ -75,10 +77,24 @@ def test_never_worse_than_the_cold_start(walk):
     warm = emf.fit(3000, model=walk, random_seed=0, **quiet)
     assert set(warm.warm_start.trained_elbos) <= set(warm.warm_start.elbos)
     assert "prior" in warm.warm_start.trained_elbos
-    best = max(warm.warm_start.trained_elbos, key=warm.warm_start.trained_elbos.get)
-    assert warm.warm_start.chosen == best
+    assert warm.warm_start.chosen in warm.warm_start.trained_elbos
+    assert 0 < warm.warm_start.n_steps <= 3000 // 2
+    assert len(warm.hist) == 3000 - warm.warm_start.n_steps
     old, new = cold.elbo(20_000, random_seed=1), warm.elbo(20_000, random_seed=1)
     assert new.mean > old.mean - 3 * (old.se + new.se) - 0.05
+
+
+def test_the_race_looks_one_round_ahead():
+    histories = {
+        "steady": [-200.0, -12.0, -10.0],
+        "rising": [-90_000.0, -40.0, -11.0],
+        "hopeless": [-300.0, -90.0, -89.0],
+        "broken": [-500.0, np.nan, np.nan],
+    }
+    assert _may_win(histories) == ["steady", "rising"]
+    assert [_expected(h) for h in list(histories.values())[:3]] == [-8.0, 18.0, -88.0]
+    assert _expected([-90_000.0, -40.0]) == -40.0  # the first round says nothing
+    assert _expected([-9.0, -5.0, -6.0]) == -6.0
 
 
 def test_candidates_and_modes():

@@ -33,8 +33,6 @@ FAR_BEHIND = 100.0
 N_SENSITIVITY_DRAWS = 50
 #: The value of a gate that a candidate has closed.
 CLOSED = 1e-3
-#: Parameter of a gate that is open for good: its sigmoid is one.
-OPEN = 1.0
 
 
 @dataclass(frozen=True)
@@ -310,8 +308,8 @@ def _laplace(
 
         return Energy(function, pytensor.config.floatX)
 
-    def search(prefix, gates, starts, n_modes, searched_gates):
-        function = energy(searched_gates)
+    def search(prefix, gates, starts, n_modes):
+        function = energy(gates)
         found: dict[str, Candidate] = {}
         if isinstance(layer, LowRank):
             for mode in find_modes(function, starts, 1, curved=False):
@@ -325,13 +323,10 @@ def _laplace(
         return found
 
     gates = [p.get_value() for p in parameters]
-    # Almost open gates let a density without bound through, where a scale goes to zero and all
-    # that has this scale coincides; with open ones there is none in the noise.
-    opened = [np.full_like(gate, OPEN) for gate in gates]
-    found = search("laplace", gates, starts, N_MODES, opened)
+    found = search("laplace", gates, starts, N_MODES)
     if parameters and found:
         closed = [np.full_like(gate, gate_parameter(CLOSED)) for gate in gates]
         locs = np.array([candidate.loc for candidate in found.values()])
         values, _, _ = objective.evaluate_many(locs.astype(starts.dtype))
-        found |= search("bypass", closed, values, 1, closed)
+        found |= search("bypass", closed, values, 1)
     return found

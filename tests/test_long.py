@@ -1,0 +1,56 @@
+"""Long vectors, for which dense matrices would be too large."""
+
+import numpy as np
+import pymc as pm
+import pytest
+
+import pymc_emf as emf
+
+from benchmarks.scaling import groups, walk
+
+quiet = {"progressbar": False}
+
+
+def n_numbers(approx):
+    objective = approx.objective
+    return sum(v.get_value(borrow=True).size for v in objective.variables)
+
+
+@pytest.mark.parametrize("size", [2000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_walk(size):
+    """Tridiagonal precision: the start is all but exact."""
+    model, log_evidence = walk(size)
+    approx = emf.fit(100, model=model, random_seed=0, **quiet)
+    assert [type(layer) for layer in approx.objective.layers] == [emf.LowRank]
+    assert n_numbers(approx) < 50 * size
+    assert approx.warm_start.chosen == "bypass"
+    elbo = approx.elbo(1000, random_seed=1)
+    assert abs(log_evidence - elbo.mean) < 0.5 + 3 * elbo.se
+    assert approx.pareto_k < 0.7
+
+
+@pytest.mark.slow
+def test_groups():
+    """A hierarchy whose spread the groups' scales depend on."""
+    model, log_evidence = groups(2000)
+    approx = emf.fit(4000, model=model, random_seed=0, **quiet)
+    coupling, _ = approx.objective.layers
+    assert isinstance(coupling, emf.Coupling)
+    assert coupling.steering.tolist() == [0, 1]  # mu and tau
+    assert n_numbers(approx) < 300 * 2000
+    elbo = approx.elbo(2000, random_seed=1)
+    assert log_evidence - elbo.mean < 5.0
+    assert log_evidence - elbo.mean > -3 * elbo.se
+
+
+def test_hubs_are_the_smallest_variables():
+    with pm.Model() as model:
+        pm.Normal("many", shape=100)
+        pm.Normal("scale")
+        pm.Dirichlet("share", np.ones(4))
+        pm.Normal("some", shape=50)
+        pm.Normal("others", shape=30)
+    program = emf.Program(model)
+    places = {site.name: site.places.ravel().tolist() for site in program.sites}
+    expected = sorted(places["scale"] + places["share"] + places["others"])
+    assert program.hubs == expected
