@@ -26,6 +26,8 @@ NEWTON_TOLERANCE = 1e-3
 N_PROBES = 10
 #: Share of an element's precision that must be left once its neighbour is known.
 MIN_LEFT = 1e-6
+#: Restarts of the Lanczos iteration; where all directions bend alike it would go on for long.
+MAX_RESTARTS = 10
 #: Curvature in whitened coordinates below which a direction is left at unit scale.
 MIN_CURVATURE = 0.01
 #: Beyond this condition number, differences of gradients are too coarse for a Hessian.
@@ -189,7 +191,9 @@ def low_rank_normal(
     operator = LinearOperator((size, size), matvec=whitened)
     start = rng.normal(size=size)
     try:
-        curvature, directions = eigsh(operator, k=rank, which="BE", v0=start, tol=1e-2)
+        curvature, directions = eigsh(
+            operator, k=rank, which="BE", v0=start, tol=1e-2, maxiter=MAX_RESTARTS
+        )
     except ArpackNoConvergence as partial:
         curvature, directions = partial.eigenvalues, partial.eigenvectors
     bends = curvature > MIN_CURVATURE

@@ -35,6 +35,8 @@ MAX_NUMBERS_TOGETHER = 10_000_000
 #: comparison of candidates or a check may take.
 MAX_SEARCH_ROWS = 50_000
 MAX_ROWS_TIMES_DRAWS = 200_000_000
+#: Numbers that all draws of a comparison or check may hold together; but draws there must be.
+MAX_NUMBERS_CHECKED, MIN_DRAWS = 20_000_000, 100
 
 
 class Objective:
@@ -157,9 +159,10 @@ class Objective:
         return [indices[0] for indices in self.sweep]
 
     def affordable(self, n_draws: int) -> int:
-        """Number of draws for a comparison or check, fewer if there are very many data."""
+        """Number of draws for a comparison or check, fewer if they or the data are very long."""
         n_rows = max((indices.size for indices in self.sweep), default=1)
-        return min(n_draws, max(MAX_ROWS_TIMES_DRAWS // n_rows, 100))
+        n_draws = min(n_draws, max(MAX_ROWS_TIMES_DRAWS // n_rows, MIN_DRAWS))
+        return min(n_draws, max(MAX_NUMBERS_CHECKED // self.size, MIN_DRAWS))
 
     @property
     def term_names(self) -> list[str]:
