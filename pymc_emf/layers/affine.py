@@ -243,7 +243,13 @@ class LowRank(Bijection):
 
     def reframe(self) -> None:
         """Move the location that has been learnt into the frame; the map stays the same."""
-        _set(self.frame_loc, self._through_frame(self.loc).eval())
+        loc, directions = self.loc.get_value(), self.frame_directions.get_value()
+        stretch = np.expm1(self.frame_log_stretch.get_value())
+        moved = loc + directions @ (stretch * (directions.T @ loc))
+        moved *= np.exp(self.frame_log_scale.get_value())
+        for t, coefficient in enumerate(self.frame_coefficients.get_value()[1:], start=1):
+            moved[t] += coefficient * moved[t - 1]
+        _set(self.frame_loc, self.frame_loc.get_value() + moved)
         _reset([self.loc])
 
 
