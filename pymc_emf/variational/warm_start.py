@@ -196,20 +196,23 @@ def warm_start(
     for name in _worth_training(elbos):
         _apply(objective, layer, candidates[name])
         states[name] = [v.get_value() for v in variables]
-    histories = {name: [elbos[name]] for name in states}
-    racing, n_steps = list(states), 0
-    while len(racing) > 1 and n_steps < max_steps:
+    histories, after = {name: [elbos[name]] for name in states}, dict(elbos)
+    racing, n_steps, close = list(states), 0, False
+    while len(racing) > 1 and n_steps < max_steps and not close:
         for name in racing:
             store(variables, states[name])
             n_steps += train()
             states[name] = [v.get_value() for v in variables]
             found[name] = log_weights()
             histories[name].append(float(found[name].mean()))
+        after = {name: history[-1] for name, history in histories.items()}
+        chosen = _choose(after)
+        close = bool(found[chosen].std() < CLOSE)
         racing = _may_win({name: histories[name] for name in racing})
-    chosen = _choose({name: _expected(history) for name, history in histories.items()})
+    if not close:  # or else there is hardly anything left to rise to
+        chosen = _choose({name: _expected(history) for name, history in histories.items()})
     store(variables, states[chosen])
     layer.reframe()
-    after = {name: history[-1] for name, history in histories.items()}
     return WarmStart(chosen, elbos, float(found[chosen].std()), after, n_steps)
 
 
