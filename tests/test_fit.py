@@ -380,6 +380,22 @@ class TestFit:
         with pytest.raises(TypeError, match="tol needs the JAX engine"):
             emf.fit(10, model=positive_scale(), tol=0.1, backend="numba", **quiet)
 
+    @pytest.mark.parametrize("callbacks", [print, [3]])
+    def test_bad_callbacks(self, callbacks):
+        with pytest.raises(TypeError, match="callbacks must be a list of functions"):
+            emf.fit(10, model=conjugate(), callbacks=callbacks, **quiet)
+
+    @pytest.mark.parametrize(
+        ("start", "match"),
+        [
+            ({"z": 1.0}, "start has a value of 'z', which is none of the model's free .*: mu"),
+            ({"mu": [1.0, 2.0]}, r"start of mu must have shape \(\), got \(2,\)"),
+        ],
+    )
+    def test_bad_start(self, start, match):
+        with pytest.raises(ValueError, match=match):
+            emf.fit(10, model=conjugate(), start=start, **quiet)
+
     def test_start(self):
         method = emf.EMFApprox(
             conjugate(), layers="affine", start={"mu": 1.5}, warm_start=False, gate=None
@@ -409,6 +425,19 @@ class TestFit:
         np.testing.assert_allclose(idata.posterior["slope"].std(), (x @ x) ** -0.5, rtol=0.3)
         assert np.isfinite(approx.elbo(500).mean)
         assert np.isfinite(approx.log_prob(np.array([exact])))
+
+    def test_minibatches_of_different_sizes(self):
+        rng = np.random.default_rng(0)
+        first, second = rng.normal(1.0, 1.0, size=700), rng.normal(1.0, 1.0, size=500)
+        with pm.Model() as model:
+            mu = pm.Normal("mu", 0, 10)
+            for name, data, size in (("first", first, 50), ("second", second, 30)):
+                batch = pm.Minibatch(data, batch_size=size)
+                pm.Normal(name, mu, 1.0, observed=batch, total_size=len(data))
+        approx = emf.fit(1000, model=model, layers="affine", random_seed=0, **quiet)
+        idata = approx.sample(2000, random_seed=1)
+        mean, se = np.append(first, second).mean(), 1 / np.sqrt(1200)
+        assert abs(float(idata.posterior["mu"].mean()) - mean) < 0.7 * se
 
     def test_minibatches_of_many_rows(self):
         """What is compared and checked is the log density of all rows, whatever the minibatch."""

@@ -237,6 +237,15 @@ def test_bad_construction():
         emf.Chain([])
     with pytest.raises(ValueError, match="one size for each"):
         emf.Parallel([emf.Affine(2)], [1, 2])
+    with pytest.raises(ValueError, match=r"sizes \[2, 3\]"):
+        emf.Chain([emf.Affine(2), emf.Invert(emf.Affine(3))])
+    with pytest.raises(ValueError, match="Affine of a Parallel has size 2, but its slice has 1"):
+        emf.Parallel([emf.Affine(2)], [1])
+    twice = emf.Affine(2)
+    with pytest.raises(ValueError, match="occurs twice in a Chain"):
+        emf.Chain([twice, emf.Chain([twice])])
+    with pytest.raises(ValueError, match="occurs twice in a Parallel"):
+        emf.Parallel([twice, twice], [2, 2])
     with pytest.raises(ValueError, match="events of 1 axes"):
         emf.compile(emf.Affine(2)).forward(1.0)
 

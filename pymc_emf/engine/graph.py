@@ -40,11 +40,11 @@ def upcast_constants(outputs: Sequence[Variable]) -> list[Variable]:
 
     memo: dict[Variable, Variable] = {}
     for node in toposort(outputs):
-        if any(is_low(memo.get(v, v)) for v in node.inputs if not isinstance(v, Constant)):
-            continue
+        variables = [memo.get(v, v) for v in node.inputs if not isinstance(v, Constant)]
+        meant = any(is_low(v) for v in variables)
         # an integer is raised only where it enters arithmetic: elsewhere it may be a shape
         arithmetic = isinstance(node.op, Elemwise) and is_low(node.outputs[0])
-        inputs = [memo.get(v, upcast(v, arithmetic)) for v in node.inputs]
+        inputs = [memo.get(v, v if meant else upcast(v, arithmetic)) for v in node.inputs]
         if all(new is old for new, old in zip(inputs, node.inputs, strict=True)):
             continue
         rebuilt = node.clone_with_new_inputs(inputs, strict=False)

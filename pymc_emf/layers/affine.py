@@ -14,7 +14,22 @@ __all__ = ["Affine", "LowRank", "LowerTriangular"]
 # sets: what is trained then has unit scale, whatever the scales and correlations of the model.
 
 
-class Affine(Bijection):
+class _Elementwise(Bijection):
+    """What the layers have in common that train a location and a scale of every element."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.loc = parameter(np.zeros(size), "loc")
+        self.log_scale = parameter(np.zeros(size), "log_scale")
+        self.frame_loc = parameter(np.zeros(size), "frame_loc")
+        self.frame_log_scale = parameter(np.zeros(size), "frame_log_scale")
+
+    @property
+    def parameters(self):
+        return [self.loc, self.log_scale]
+
+
+class Affine(_Elementwise):
     r"""Trainable elementwise affine layer :math:`\mu + \sigma \odot \varepsilon`: mean field.
 
     Starts as the identity.
@@ -24,13 +39,6 @@ class Affine(Bijection):
     size : int
         Length of the vector.
     """
-
-    def __init__(self, size: int):
-        self.size = size
-        self.loc = parameter(np.zeros(size), "loc")
-        self.log_scale = parameter(np.zeros(size), "log_scale")
-        self.frame_loc = parameter(np.zeros(size), "frame_loc")
-        self.frame_log_scale = parameter(np.zeros(size), "frame_log_scale")
 
     @property
     def _log_det(self):
@@ -43,10 +51,6 @@ class Affine(Bijection):
     def inverse(self, value):
         inner = (value - self.frame_loc) * pt.exp(-self.frame_log_scale)
         return (inner - self.loc) * pt.exp(-self.log_scale), -self._log_det
-
-    @property
-    def parameters(self):
-        return [self.loc, self.log_scale]
 
     @property
     def buffers(self):
@@ -139,7 +143,7 @@ class LowerTriangular(Bijection):
         _reset(self.parameters)
 
 
-class LowRank(Bijection):
+class LowRank(_Elementwise):
     r"""Trainable elementwise affine layer before a fixed normal distribution of many elements.
 
     :math:`x = \mu + \sigma \odot \varepsilon` is stretched along a few directions,
@@ -160,12 +164,8 @@ class LowRank(Bijection):
     """
 
     def __init__(self, size: int, rank: int = 32):
-        self.size = size
+        super().__init__(size)
         self.rank = min(rank, size)
-        self.loc = parameter(np.zeros(size), "loc")
-        self.log_scale = parameter(np.zeros(size), "log_scale")
-        self.frame_loc = parameter(np.zeros(size), "frame_loc")
-        self.frame_log_scale = parameter(np.zeros(size), "frame_log_scale")
         self.frame_coefficients = parameter(np.zeros(size), "frame_coefficients")
         self.frame_directions = parameter(np.eye(size, self.rank), "frame_directions")
         self.frame_log_stretch = parameter(np.zeros(self.rank), "frame_log_stretch")
@@ -194,10 +194,6 @@ class LowRank(Bijection):
         inner = (centred - self.frame_coefficients * before) * pt.exp(-self.frame_log_scale)
         inner = self._stretch(inner, -self.frame_log_stretch)
         return (inner - self.loc) * pt.exp(-self.log_scale), -self._log_det
-
-    @property
-    def parameters(self):
-        return [self.loc, self.log_scale]
 
     @property
     def buffers(self):

@@ -12,7 +12,13 @@ __all__ = ["Chain", "Invert", "Parallel"]
 class _Composite(Bijection):
     """What is trained and set in several layers, layer by layer."""
 
-    layers: tuple[Bijection, ...]
+    def __init__(self, layers: Sequence[Bijection]):
+        self.layers = tuple(layers)
+        parameters = [id(p) for p in self.parameters]
+        if len(set(parameters)) < len(parameters):
+            raise ValueError(
+                f"A layer occurs twice in a {type(self).__name__}; make one for each place."
+            )
 
     @property
     def parameters(self):
@@ -33,12 +39,22 @@ class Chain(_Composite):
     Parameters
     ----------
     layers : sequence of Bijection
+
+    Raises
+    ------
+    ValueError
+        If there is no layer, if their sizes differ, or if one occurs twice.
     """
 
     def __init__(self, layers: Sequence[Bijection]):
         if not layers:
             raise ValueError("A Chain needs at least one layer.")
-        self.layers = tuple(layers)
+        super().__init__(layers)
+        sizes = [layer.size for layer in layers if hasattr(layer, "size")]
+        if len(set(sizes)) > 1:
+            raise ValueError(f"The layers of a Chain must have the same size, got sizes {sizes}.")
+        if sizes:
+            self.size = sizes[0]
 
     def forward(self, noise):
         return _through([layer.forward for layer in self.layers], noise)
@@ -63,6 +79,11 @@ class Parallel(_Composite):
     layers : sequence of Bijection
     sizes : sequence of int
         Length of each layer's slice.
+
+    Raises
+    ------
+    ValueError
+        If there is not one size for each layer, if a layer has another, or if one occurs twice.
     """
 
     def __init__(self, layers: Sequence[Bijection], sizes: Sequence[int]):
@@ -71,8 +92,15 @@ class Parallel(_Composite):
                 f"Parallel needs one size for each layer, got {len(layers)} layers and "
                 f"{len(sizes)} sizes."
             )
-        self.layers = tuple(layers)
+        super().__init__(layers)
         self.sizes = tuple(int(size) for size in sizes)
+        for layer, size in zip(self.layers, self.sizes, strict=True):
+            own = getattr(layer, "size", size)
+            if own != size:
+                raise ValueError(
+                    f"The layer {type(layer).__name__} of a Parallel has size {own}, but its "
+                    f"slice has {size} elements."
+                )
         self.size = sum(self.sizes)
 
     def forward(self, noise):
@@ -102,6 +130,8 @@ class Invert(Bijection):
 
     def __init__(self, layer: Bijection):
         self.layer = layer
+        if hasattr(layer, "size"):
+            self.size = layer.size
 
     def forward(self, noise):
         return self.layer.inverse(noise)

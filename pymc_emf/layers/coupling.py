@@ -72,14 +72,11 @@ class Coupling(Bijection):
             )
         self.steered = np.ones(size, dtype="int8")
         self.steered[self.steering] = 0
-        widths = [len(self.steering), *hidden]
-        masks = [np.ones(pair) for pair in pairwise(widths)]
-        masks.append(np.tile(self.steered, (widths[-1], 2)))
+        masks = [np.ones(pair) for pair in pairwise([len(self.steering), *hidden, 2 * size])]
         self.network = Network(masks, dtype, np.random.default_rng(random_seed))
 
     def _shift_and_log_scale(self, vector):
         shift, log_scale = self.network(vector[self.steering])
-        # the network's biases are not masked
         return self.steered * shift, self.steered * log_scale
 
     def forward(self, noise):

@@ -19,7 +19,7 @@ from pymc.backends.arviz import (
 )
 from pymc.util import RandomState, _get_seeds_per_chain
 from pymc.variational.approximations import SingleGroupApproximation
-from pymc.variational.opvi import Group, VIState, node_property
+from pymc.variational.opvi import VIState
 from pytensor.graph.replace import vectorize_graph
 from pytensor.tensor.variable import TensorVariable
 
@@ -30,13 +30,11 @@ from pymc_emf.engine.batch import Batched, batch_jax, batch_pytensor
 from pymc_emf.engine.graph import depends_on_minibatch, draws_at_random
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.engine.stopping import Stopping
+from pymc_emf.variational.group import N_MOMENT_DRAWS, EMFGroup
 from pymc_emf.variational.objective import Objective
 from pymc_emf.variational.warm_start import WarmStart
 
-__all__ = ["ELBO", "EMFApproximation", "EMFGroup", "make_rng"]
-
-#: Draws behind ``approx.mean``, ``approx.std`` and ``approx.cov``, which have no closed form.
-N_MOMENT_DRAWS = 1000
+__all__ = ["ELBO", "EMFApproximation", "make_rng"]
 
 
 def make_rng(random_seed: RandomState) -> np.random.Generator:
@@ -62,77 +60,6 @@ class ELBO:
 
     def __str__(self) -> str:
         return f"ELBO {self.mean:.4f} ± {self.se:.4f} nats ({self.draws:,} draws)"
-
-
-class EMFGroup(Group):
-    """All free variables of a model, approximated by an embedded-model flow."""
-
-    short_name = "emf"
-
-    def __init__(self, group, *, objective: Objective, **kwargs):
-        self.objective = objective
-        super().__init__(group, **kwargs)
-
-    def __init_group__(self, group):
-        # PyMC's own would run the model to learn the shapes, which the program knows.
-        self.group = group
-        size = self.objective.size
-        self.input = pt.vector("emf_value", shape=(size,), dtype=pytensor.config.floatX)
-        self.symbolic_initial = pt.matrix(
-            "emf_noise", shape=(None, size), dtype=pytensor.config.floatX
-        )
-        for site in self.objective.program.sites_in_model_order:
-            value = self.model.rvs_to_values[self.model[site.name]]
-            replacement = site.take(self.input).astype(value.dtype)
-            replacement.name = f"{value.name}_vi_replacement"
-            self.replacements[value] = replacement
-            self.ordering[value.name] = (value.name, site.noise, site.shape, value.dtype)
-        self.shared_params = {p.name: p for p in self._parameters}
-        self._finalize_init()
-
-    @property
-    def _parameters(self):
-        return self.objective.parameters
-
-    @property
-    def params(self):
-        return self._parameters
-
-    @node_property
-    def _value_and_log_q(self):
-        noise = self.objective.noise()
-        outputs = self.objective.symbolic_log_q(noise)
-        return vectorize_graph(list(outputs), {noise: self.symbolic_initial})
-
-    @node_property
-    def symbolic_random(self):
-        return self._value_and_log_q[0]
-
-    @node_property
-    def symbolic_logq_not_scaled(self):
-        return self._value_and_log_q[1]
-
-    @cached_property
-    def _moment_draws(self):
-        draws = np.random.default_rng(0).normal(size=(N_MOMENT_DRAWS, self.objective.size))
-        noise = pt.constant(draws.astype(pytensor.config.floatX))
-        return vectorize_graph(self.symbolic_random, {self.symbolic_initial: noise})
-
-    @node_property
-    def mean(self):
-        """Mean in value space, over fixed draws of the noise."""
-        return self._moment_draws.mean(0)
-
-    @node_property
-    def std(self):
-        """Standard deviation in value space, over fixed draws of the noise."""
-        return self._moment_draws.std(0)
-
-    @node_property
-    def cov(self):
-        """Covariance in value space, over fixed draws of the noise."""
-        centred = self._moment_draws - self.mean
-        return centred.T @ centred / (N_MOMENT_DRAWS - 1)
 
 
 class EMFApproximation(SingleGroupApproximation):

@@ -3,9 +3,10 @@
 import logging
 import time
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any, Literal, get_args
 
 import jax
@@ -13,7 +14,6 @@ import numpy as np
 import optax
 import pymc as pm
 
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pymc.initial_point import make_initial_point_fn
 from pymc.model import modelcontext
 from pymc.progress_bar import CustomProgress, default_progress_theme
@@ -22,6 +22,7 @@ from pymc.util import RandomState
 from pymc.variational.inference import Inference, State
 from pymc.variational.operators import KL
 from pytensor.compile.mode import Mode, get_mode
+from pytensor.graph.basic import Variable
 from pytensor.link.jax import JAXLinker
 from rich.console import Console
 from rich.progress import Progress, TextColumn
@@ -29,6 +30,7 @@ from rich.theme import Theme
 
 from pymc_emf.bijections.root_finding import RootFinder, check_root_finder
 from pymc_emf.engine.compile import compile_bijection
+from pymc_emf.engine.devices import Devices, check_devices, shardings
 from pymc_emf.engine.loop import MAX_BAD_STEPS, Chunk, compile_chunk, start_state
 from pymc_emf.engine.optimizers import cool_down, default_optimizer, from_pymc
 from pymc_emf.engine.packing import packing
@@ -70,9 +72,6 @@ TRIALS_SHARE = 4
 LEARNING_RATE = 0.01
 #: Gates are sigmoids of 100 times their parameter, and take a tenth of the rate.
 GATE_LEARNING_RATE = 0.001
-
-
-type Devices = tuple[jax.Device, ...] | None
 
 
 @dataclass(frozen=True)
@@ -309,7 +308,8 @@ class EMFApprox(Inference):
         Raises
         ------
         TypeError
-            If there is no model, or it has no free variables.
+            If there is no model, it has no free variables, or ``callbacks`` is not a list of
+            functions.
         ValueError
             If ``n`` or ``obj_n_mc`` is not positive, if ``obj_n_mc`` draws cannot be dealt evenly
             to the devices, or if the model cannot be fitted.
@@ -331,7 +331,8 @@ class EMFApprox(Inference):
             raise TypeError("tol needs the JAX engine; leave out backend=, or tol=.")
         if devices is not None and not with_jax:
             raise TypeError("devices needs the JAX engine; leave out backend=, or devices=.")
-        devices = _check_devices(devices, obj_n_mc)
+        devices = check_devices(devices, obj_n_mc)
+        callbacks = None if callbacks is None else _check_callbacks(callbacks)
         approx = self._bind()
         approx.timing["compile"] = 0.0
         approx.groups[0].include_transformed = include_transformed
@@ -375,7 +376,7 @@ class EMFApprox(Inference):
             self._loop,
             tol=tol,
             score=score is not False,
-            callbacks=list(callbacks or ()),
+            callbacks=callbacks or [],
             progress=CustomProgress(
                 *Progress.get_default_columns(),
                 TextColumn("{task.fields[loss]}"),
@@ -458,7 +459,7 @@ class EMFApprox(Inference):
         values = _values(objective.parameters)
         pack, unpack = packing(values) if obj_optimizer is None else (list, list)
         chained = _clipped(optimizer, norm)
-        dealt, everywhere = _shardings(devices)
+        dealt, everywhere = shardings(devices)
         chunk = compile_chunk(
             lambda key: objective.draw(key, n_draws, dealt),
             lambda values, buffers, drawn: objective.loss(unpack(values), buffers, drawn),
@@ -633,26 +634,10 @@ def _check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a positive integer, got {value!r}.")
 
 
-def _check_devices(devices: Any, n_draws: int) -> Devices:
-    if devices is None:
-        return None
-    devices = tuple(devices)
-    if not devices or not all(isinstance(device, jax.Device) for device in devices):
-        raise TypeError(f"devices must be JAX devices, such as jax.devices(), got {devices!r}.")
-    if n_draws % len(devices):
-        raise ValueError(
-            f"obj_n_mc={n_draws} draws cannot be dealt evenly to {len(devices)} devices; "
-            f"make it a multiple of {len(devices)}."
-        )
-    return devices
-
-
-def _shardings(devices: Devices) -> tuple[NamedSharding | None, NamedSharding | None]:
-    """How draws are dealt to the devices, and how a copy of everything else is on each."""
-    if devices is None:
-        return None, None
-    mesh = Mesh(np.array(devices), ("draws",))
-    return NamedSharding(mesh, PartitionSpec("draws")), NamedSharding(mesh, PartitionSpec())
+def _check_callbacks(callbacks: Any) -> list[Callback]:
+    if not isinstance(callbacks, Iterable) or not all(callable(c) for c in callbacks):
+        raise TypeError(f"callbacks must be a list of functions, got {callbacks!r}.")
+    return list(callbacks)
 
 
 def _is_jax(backend: str | None, compile_kwargs: Mapping[str, Any] | None) -> bool:
@@ -679,6 +664,18 @@ def _for_pytensor(optimizer: Optimizer | None) -> Callable[..., dict]:
 def _to_noise(objective: Objective, start: Mapping[str, Any]) -> np.ndarray:
     """Structured noise of a start point given in the model's own space."""
     program = objective.program
+    shapes = {site.value_name: site.shape for site in program.sites_in_model_order}
+    shapes |= {site.name: site.rv_shape for site in program.sites_in_model_order}
+    for name, value in start.items():
+        if name not in shapes:
+            raise ValueError(
+                f"start has a value of {name!r}, which is none of the model's free variables: "
+                f"{', '.join(site.name for site in program.sites_in_model_order)}."
+            )
+        if not isinstance(value, str | Variable) and np.shape(value) != shapes[name]:
+            raise ValueError(
+                f"The start of {name} must have shape {shapes[name]}, got {np.shape(value)}."
+            )
     initial_point = make_initial_point_fn(
         model=program.model, overrides=dict(start), jitter_rvs=set(), return_transformed=True
     )(0)
@@ -736,4 +733,4 @@ def fit(
     return EMFApprox(model, random_seed=random_seed, start=start, **options).fit(n, **kwargs)
 
 
-_OPTIONS = ("layers", "gate", "gate_init", "embed", "root_finder", "warm_start", "gradient")
+_OPTIONS = set(signature(EMFApprox).parameters) - {"model", "random_seed", "start"}

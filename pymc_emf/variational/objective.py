@@ -260,7 +260,8 @@ class Objective:
         def average(noise, gates):
             if not self.has_minibatches:
                 return derive(noise, gates, [])
-            searched = [m[: max(MAX_SEARCH_ROWS // m.shape[1], 1)] for m in self.sweep]
+            n_rows = max(minibatches.shape[1] for minibatches in self.sweep)
+            searched = [m[: max(MAX_SEARCH_ROWS // n_rows, 1)] for m in self.sweep]
             each = jax.lax.map(lambda minibatches: derive(noise, gates, minibatches), searched)
             return jax.tree.map(lambda x: x.mean(axis=0), each)
 
