@@ -1,5 +1,6 @@
 """Schedules and the rules by which a fit stops."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -11,11 +12,13 @@ from pymc_emf.engine.stopping import WINDOW, has_plateaued, is_exact
 
 def rates(optimizer, state, n):
     """Size of each step along a constant gradient, which Adam makes one before the rates."""
-    sizes = []
-    for _ in range(n):
+
+    def step(state, _):
         updates, state = optimizer.update(jnp.ones(2), state)
-        sizes.append(np.asarray(-updates))
-    return np.array(sizes), state
+        return state, -updates
+
+    state, sizes = jax.lax.scan(step, state, length=n)
+    return np.asarray(sizes), state
 
 
 def test_schedule_rises_and_falls_to_zero():
