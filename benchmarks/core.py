@@ -5,6 +5,9 @@ of the floor of :mod:`benchmarks.floor` at the problem's size), and for each num
 gap, -ELBO + log p(y) in nats from fresh draws, with the wall time of the whole fit. Each number of
 steps is a fit of its own, for the learning rates decay; compilation is that of the first and time a
 step the smallest. EMF runs at its defaults, the peers as :mod:`benchmarks.peers` says.
+
+With ``--json`` the run can be interrupted and resumed: a problem that is in the file is not fitted
+again. ``--problems all`` is every problem with known evidence.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from benchmarks import handwritten
 from benchmarks.common import ELBO_DRAWS, Fit
 from benchmarks.floor import floor
 from benchmarks.peers import PEERS
-from case_studies.problems import Problem, load
+from case_studies.problems import Problem, load, names
 
 
 def fit_emf(name: str, problem: Problem, steps: int, draws: int, seed: int) -> Fit:
@@ -69,16 +72,16 @@ def measure(name: str, methods: list[str], steps: list[int], draws: int, seed: i
     base = floor(problem.dim, draws)
     records = [{"problem": name, "method": "floor", "step": base, "floor": base, "fits": {}}]
     for method in methods:
-        fits = {}
+        fits: dict[str, dict] = {}  # by the number of steps, as JSON has keys
         for n in steps:
             try:
                 result = METHODS[method](name, problem, n, draws, seed)
             except Exception as error:  # a peer that fails is a row of the table as well
                 logging.getLogger(__name__).exception("%s fails on %s", method, name)
-                fits[n] = {"error": f"{type(error).__name__}: {error}"}
+                fits[str(n)] = {"error": f"{type(error).__name__}: {error}"}
                 continue
             if result is not None:
-                fits[n] = asdict(result) | {"gap": -result.elbo - problem.neg_log_evidence}
+                fits[str(n)] = asdict(result) | {"gap": -result.elbo - problem.neg_log_evidence}
         if fits:
             done = [fit for fit in fits.values() if "error" not in fit]
             records.append(
@@ -115,7 +118,7 @@ def tabulate(records: list[dict], steps: list[int]) -> Table:
         row.append("" if compile_time is None else f"{compile_time:.1f}")
         row += ["", ""] if step is None else [f"{1e6 * step:.0f}", f"{step / record['floor']:.1f}"]
         for n in steps:
-            fit = record["fits"].get(n)
+            fit = record["fits"].get(str(n))
             if fit is None:
                 row += ["", ""]
             elif "error" in fit:
@@ -146,6 +149,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the fit; data sets are seed 0")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    problems = list(dict(names())) if args.problems == ["all"] else args.problems
     jax.config.update("jax_enable_x64", True)
 
     logging.getLogger("pymc").setLevel(logging.WARNING)
@@ -153,22 +157,25 @@ def main() -> None:
     console = Console()
     if not console.is_terminal:
         console.width = 160  # no window to fit in
+    report = {
+        "draws": args.draws,
+        "seed": args.seed,
+        "elbo_draws": ELBO_DRAWS,
+        "cores": cpu_count(),
+        "device": jax.devices()[0].device_kind,
+        "versions": _versions(),
+    }
     records = []
-    for name in args.problems:
+    if args.json and args.json.exists():
+        records = json.loads(args.json.read_text(encoding="utf-8"))["records"]
+    done = {record["problem"] for record in records}
+    for name in [p for p in problems if p not in done]:
         with console.status(name):
             records += measure(name, args.methods, args.steps, args.draws, args.seed)
+        if args.json:
+            text = json.dumps(report | {"records": records}, indent=1)
+            args.json.write_text(text + "\n", encoding="utf-8")
     console.print(tabulate(records, args.steps))
-    if args.json:
-        report = {
-            "draws": args.draws,
-            "seed": args.seed,
-            "elbo_draws": ELBO_DRAWS,
-            "cores": cpu_count(),
-            "device": jax.devices()[0].device_kind,
-            "versions": _versions(),
-            "records": records,
-        }
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
