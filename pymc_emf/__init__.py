@@ -21,9 +21,11 @@ from pymc_emf.layers import (
 )
 from pymc_emf.program import Program
 from pymc_emf.variational.approximation import ELBO, EMFApproximation
+from pymc_emf.variational.asvi import ASVI
 from pymc_emf.variational.inference import EMFApprox, fit
 
 __all__ = [
+    "ASVI",
     "ELBO",
     "Affine",
     "Bijection",

@@ -39,7 +39,7 @@ from pymc_emf.rolling import (
     schedule,
 )
 
-__all__ = ["Program", "Site", "split_batches"]
+__all__ = ["Program", "Site", "SitePattern", "split_batches"]
 
 #: Most elements that steer all others in a coupling layer.
 MAX_HUBS = 64

@@ -18,7 +18,7 @@ from pytensor.tensor.variable import TensorVariable
 from pymc_emf.bijections.affine import LocScale
 from pymc_emf.bijections.base import Bijection, bijection_from_rv, register_bijection
 
-__all__ = ["Diffusion", "Garch", "LinearRecurrence", "linear_recurrence"]
+__all__ = ["Diffusion", "Garch", "LinearRecurrence", "TimeFirst", "linear_recurrence"]
 
 #: Longest recurrence that is solved as a whole by doubling.
 MAX_DOUBLED = 256
@@ -171,6 +171,14 @@ class LinearRecurrence(Bijection):
         )
 
 
+Blend = Callable[..., tuple[TensorVariable, TensorVariable]]
+
+
+def _gate(loc, scale, gate):
+    """Blend the location and scale of a step with those of the noise."""
+    return gate * loc, gate * scale + (1 - gate)
+
+
 class Garch(Bijection):
     r"""GARCH(1,1), time on the last axis.
 
@@ -182,32 +190,45 @@ class Garch(Bijection):
     ----------
     omega, alpha, beta, initial : TensorVariable
         Of the shape of the batch; ``initial`` is the first standard deviation.
-    gate : TensorVariable, optional
-        One value per time step.
+    blend, sequences
+        As for :class:`Diffusion`; of every time step.
     """
 
-    def __init__(self, omega, alpha, beta, initial, gate: TensorVariable | None = None):
+    def __init__(
+        self,
+        omega: TensorVariable,
+        alpha: TensorVariable,
+        beta: TensorVariable,
+        initial: TensorVariable,
+        blend: Blend | None = None,
+        sequences: Sequence[TensorVariable] = (),
+    ):
         self.omega, self.alpha, self.beta, self.initial = omega, alpha, beta, initial
-        self.gate = gate
+        self.blend = blend
+        self.sequences = list(sequences)
 
-    def _gate_like(self, event):
-        gate = pt.ones((), dtype=event.dtype) if self.gate is None else self.gate
-        return pt.moveaxis(pt.broadcast_to(gate, event.shape), -1, 0)
+    def _moments(self, variance, sequences):
+        loc, scale = pt.zeros_like(variance), pt.sqrt(variance)
+        return (loc, scale) if self.blend is None else self.blend(loc, scale, *sequences)
+
+    def _sequences_like(self, event):
+        return [pt.moveaxis(pt.broadcast_to(s, event.shape), -1, 0) for s in self.sequences]
 
     def forward(self, noise):
-        gate = self._gate_like(noise)
+        sequences = self._sequences_like(noise)
         noise = pt.moveaxis(noise, -1, 0)
         first = pt.broadcast_to(self.initial**2, noise[0].shape).astype(noise.dtype)
 
-        def step(noise_t, gate_t, variance, omega, alpha, beta):
-            scale = gate_t * pt.sqrt(variance) + (1 - gate_t)
-            value = scale * noise_t
+        def step(noise_t, *arguments):
+            *sequences_t, variance, omega, alpha, beta = arguments
+            loc, scale = self._moments(variance, sequences_t)
+            value = loc + scale * noise_t
             following = omega + alpha * value**2 + beta * variance
             return following.astype(variance.dtype), value, pt.log(scale)
 
         _, value, log_scale = pytensor.scan(
             step,
-            sequences=[noise, gate],
+            sequences=[noise, *sequences],
             outputs_info=[first, None, None],
             non_sequences=[self.omega, self.alpha, self.beta],
             return_updates=False,
@@ -216,16 +237,16 @@ class Garch(Bijection):
         return pt.moveaxis(value, 0, -1), log_scale.sum()
 
     def inverse(self, value):
-        gate = self._gate_like(value)
+        sequences = self._sequences_like(value)
         value = pt.moveaxis(value, -1, 0)
         drive = self.omega + self.alpha * value[:-1] ** 2
         first = pt.broadcast_to(self.initial**2, value[:1].shape).astype(value.dtype)
         beta = pt.broadcast_to(self.beta, drive.shape)
-        scale = gate * pt.sqrt(linear_recurrence([beta], first, drive)) + (1 - gate)
-        return pt.moveaxis(value / scale, 0, -1), -pt.log(scale).sum()
+        loc, scale = self._moments(linear_recurrence([beta], first, drive), sequences)
+        return pt.moveaxis((value - loc) / scale, 0, -1), -pt.log(scale).sum()
 
     def gated(self, gate):
-        return Garch(self.omega, self.alpha, self.beta, self.initial, gate)
+        return Garch(self.omega, self.alpha, self.beta, self.initial, _gate, [gate])
 
 
 class Diffusion(Bijection):
@@ -239,8 +260,11 @@ class Diffusion(Bijection):
         What ``moments`` needs besides the state.
     start : Bijection
         From noise to the first value.
-    gate : TensorVariable, optional
-        One value per time step after the first, broadcastable, time on the last axis.
+    blend : callable, optional
+        ``blend(loc, scale, *sequences)`` returns the location and scale that are used instead.
+    sequences : sequence of TensorVariable
+        What ``blend`` needs of every time step after the first: broadcastable, time on the last
+        axis.
     """
 
     def __init__(
@@ -248,35 +272,33 @@ class Diffusion(Bijection):
         moments: Callable[..., tuple[TensorVariable, TensorVariable]],
         parameters: Sequence[TensorVariable],
         start: Bijection,
-        gate: TensorVariable | None = None,
+        blend: Blend | None = None,
+        sequences: Sequence[TensorVariable] = (),
     ):
         self.moments = moments
         self.parameters_of_moments = list(parameters)
         self.start = start
-        self.gate = gate
+        self.blend = blend
+        self.sequences = list(sequences)
         self.gateable = start.gateable
 
-    def _transition(self, state, gate, parameters):
-        """Location and scale of the gated step."""
+    def _transition(self, state, sequences, parameters):
+        """Location and scale of a step."""
         loc, scale = self.moments(state, *parameters)
-        if gate is None:
-            return loc, scale
-        return gate * loc, gate * scale + (1 - gate)
+        return (loc, scale) if self.blend is None else self.blend(loc, scale, *sequences)
 
     def _log_det(self, scale, event):
         return pt.sum(pt.broadcast_to(pt.log(scale), event.shape))
 
     def forward(self, noise):
         start, start_log_det = self.start.forward(noise[..., 0])
-        sequences = [pt.moveaxis(noise[..., 1:], -1, 0)]
-        if self.gate is not None:
-            sequences.append(pt.moveaxis(self.gate, -1, 0))
+        sequences = [pt.moveaxis(s, -1, 0) for s in (noise[..., 1:], *self.sequences)]
         n_sequences = len(sequences)
 
         def step(*arguments):
-            noise_t, *gate = arguments[:n_sequences]
+            noise_t, *sequences_t = arguments[:n_sequences]
             state, *parameters = arguments[n_sequences:]
-            loc, scale = self._transition(state, gate[0] if gate else None, parameters)
+            loc, scale = self._transition(state, sequences_t, parameters)
             value = loc + scale * noise_t
             return value.astype(state.dtype), pt.broadcast_to(pt.log(scale), state.shape)
 
@@ -296,15 +318,14 @@ class Diffusion(Bijection):
         later = value[..., 1:]
         # the moments see a trailing axis of time, as they do in PyMC's own log density
         loc, scale = self._transition(
-            value[..., :-1], self.gate, [p[..., None] for p in self.parameters_of_moments]
+            value[..., :-1], self.sequences, [p[..., None] for p in self.parameters_of_moments]
         )
         noise = pt.concatenate([start[..., None], (later - loc) / scale], axis=-1)
         return noise, start_log_det - self._log_det(scale, later)
 
     def gated(self, gate):
-        return Diffusion(
-            self.moments, self.parameters_of_moments, self.start.gated(gate[..., 0]), gate[..., 1:]
-        )
+        start = self.start.gated(gate[..., 0])
+        return Diffusion(self.moments, self.parameters_of_moments, start, _gate, [gate[..., 1:]])
 
 
 @register_bijection(pm.RandomWalk.rv_type)
@@ -332,10 +353,10 @@ def auto_regression(op, rv, transform):
     constant = rhos[..., 0] if op.constant_term else pt.zeros((), dtype=rv.dtype)
     first = int(op.constant_term)
     coefficients = [rhos[..., first + i] for i in range(op.ar_order)]
-    return LinearRecurrence(coefficients, _TimeFirst(start), LocScale(constant, sigma), axis=-1)
+    return LinearRecurrence(coefficients, TimeFirst(start), LocScale(constant, sigma), axis=-1)
 
 
-class _TimeFirst(Bijection):
+class TimeFirst(Bijection):
     """A bijection whose time axis is the last, seen with time as the first."""
 
     def __init__(self, site: Bijection):
@@ -351,7 +372,7 @@ class _TimeFirst(Bijection):
         return pt.moveaxis(noise, -1, 0), log_det
 
     def gated(self, gate):
-        return _TimeFirst(self.site.gated(pt.moveaxis(gate, 0, -1)))
+        return TimeFirst(self.site.gated(pt.moveaxis(gate, 0, -1)))
 
 
 @register_bijection(pm.GARCH11.rv_type)

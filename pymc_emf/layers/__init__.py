@@ -1,6 +1,7 @@
 """Layers: bijections of the whole vector."""
 
 from pymc_emf.layers.affine import Affine, LowerTriangular, LowRank
+from pymc_emf.layers.asvi import MixedLayer
 from pymc_emf.layers.autoregressive import MaskedAutoregressive
 from pymc_emf.layers.compose import Chain, Invert, Parallel
 from pymc_emf.layers.coupling import Coupling
@@ -16,6 +17,7 @@ __all__ = [
     "LowRank",
     "LowerTriangular",
     "MaskedAutoregressive",
+    "MixedLayer",
     "Parallel",
     "Permutation",
     "StructuredLayer",

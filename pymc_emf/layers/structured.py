@@ -22,7 +22,7 @@ from pymc_emf.bijections.base import bypass_reason
 from pymc_emf.bijections.root_finding import RootFinder, check_root_finder
 from pymc_emf.exceptions import EmbeddingError
 from pymc_emf.layers.parameters import parameter
-from pymc_emf.program import Program, Site
+from pymc_emf.program import Program, Site, SitePattern
 from pymc_emf.rolling import Batch, Body, Input, Loop, Result, Values, evaluate
 
 __all__ = ["StructuredLayer", "describe"]
@@ -108,12 +108,12 @@ class StructuredLayer(Bijection):
             elif gate is not None and embedding.gateable:
                 gated += pattern.sites
         # one vector for all, which costs far less than hundreds of parameters
-        self._gate_places: dict[str, np.ndarray] = {}
+        self._places_trained: dict[str, np.ndarray] = {}
         n_gates = 0
         for site in sorted(gated, key=lambda site: site.noise.start):
             n = site.size if gate == "element" else 1
             places = np.arange(n_gates, n_gates + n)
-            self._gate_places[site.name] = np.broadcast_to(
+            self._places_trained[site.name] = np.broadcast_to(
                 places.reshape(site.shape) if gate == "element" else places[0], site.shape
             )
             n_gates += n
@@ -171,20 +171,19 @@ class StructuredLayer(Bijection):
         self, flat: TensorVariable, known: Values, direction: Literal["forward", "inverse"]
     ) -> list[Body]:
         """What is computed of each pattern: image, log|det| and, going forward, the variable."""
-        own, gates = self.program.elements(flat), None
-        if self._raw_gates is not None:
-            opened = pt.sigmoid(GATE_SCALE * pt.as_tensor(self._raw_gates))
-            gates = Values.of(opened, self._raw_gates.type.shape[0])
+        own, trained = self.program.elements(flat), self._trained_values()
         bodies = []
         for p, embedding in zip(self.program.patterns, self._embeddings, strict=True):
             piece = pt.tensor("piece", dtype=flat.dtype, shape=p.site.shape)
             inputs = [Input(piece, p.places, own), *p.leaves(known)]
             bijection = embedding
-            if p.site.name in self._gate_places:
-                gate = pt.tensor("gate", dtype=pytensor.config.floatX, shape=p.site.shape)
-                table = np.stack([self._gate_places[site.name] for site in p.sites])
-                inputs.append(Input(gate, table, gates))
-                bijection = embedding.gated(gate)
+            if p.site.name in self._places_trained:
+                table = np.stack([self._places_trained[site.name] for site in p.sites])
+                own_trained = pt.tensor(
+                    "trained", dtype=pytensor.config.floatX, shape=table.shape[1:]
+                )
+                inputs.append(Input(own_trained, table, trained))
+                bijection = self._with_trained(p, embedding, own_trained)
             image, log_det = getattr(bijection, direction)(piece)
             image = image.astype(flat.dtype)  # the parameters may be of higher precision
             outputs = [image, log_det]
@@ -193,6 +192,19 @@ class StructuredLayer(Bijection):
                 outputs.insert(0, x)
             bodies.append(Body(inputs, outputs, self.program.owned(p)))
         return bodies
+
+    def _trained_values(self) -> Values | None:
+        """Elements of what is trained, in which the sites find their own."""
+        if self._raw_gates is None:
+            return None
+        opened = pt.sigmoid(GATE_SCALE * pt.as_tensor(self._raw_gates))
+        return Values.of(opened, self._raw_gates.type.shape[0])
+
+    def _with_trained(
+        self, pattern: SitePattern, embedding: Bijection, trained: TensorVariable
+    ) -> Bijection:
+        """Bijection of a pattern, given a site's own part of what is trained."""
+        return embedding.gated(trained)
 
     def _collect(self, results: Iterable[Result]):
         """Put the images in the order of the flat vectors, and add up the log|det|."""
@@ -249,8 +261,8 @@ class StructuredLayer(Bijection):
             opened = expit(GATE_SCALE * np.asarray(self._raw_gates.get_value(), dtype=float))
         gates = {}
         for site in self.program.sites:
-            if site.name in self._gate_places:
-                gate = opened[self._gate_places[site.name]]
+            if site.name in self._places_trained:
+                gate = opened[self._places_trained[site.name]]
             else:
                 gate = np.asarray(0.0 if site.name in self.bypassed else 1.0)
             gates[site.name] = np.broadcast_to(gate, site.shape)
@@ -357,7 +369,7 @@ def describe(model: pm.Model) -> Description:
     for site in layer.program.sites:
         if site.name in layer.bypassed:
             embedding = f"bypassed: {bypass_reason(site.rv.owner.op)}"
-        elif site.name in layer._gate_places:
+        elif site.name in layer._places_trained:
             embedding = "embedded"
         else:
             embedding = "embedded, not gated: bounded in value space"

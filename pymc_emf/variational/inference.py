@@ -161,6 +161,9 @@ class EMFApprox(Inference):
     True
     """
 
+    #: Learning rate of what is trained in the structured layer.
+    _gate_rate = GATE_LEARNING_RATE
+
     def __init__(
         self,
         model: pm.Model | None = None,
@@ -228,19 +231,22 @@ class EMFApprox(Inference):
             )
         model = modelcontext(model)
         start = time.perf_counter()
-        structured = StructuredLayer(
-            Program(model),
-            self.gate,
-            gate_init=self.gate_init,
-            embed=self.embed,
-            root_finder=self.root_finder,
-        )
+        structured = self._structured_layer(Program(model))
         layers = make_layers(self.layers, structured.size, self._rng, structured.program.hubs)
         objective = Objective(layers, structured, self.gradient)
         approx = EMFApproximation(objective, random_seed=self._rng)
         self.objective = KL(approx)(None)
         approx.timing["rewrite"] = time.perf_counter() - start
         return approx
+
+    def _structured_layer(self, program: Program) -> StructuredLayer:
+        return StructuredLayer(
+            program,
+            self.gate,
+            gate_init=self.gate_init,
+            embed=self.embed,
+            root_finder=self.root_finder,
+        )
 
     # --- fitting -------------------------------------------------------------------------------
 
@@ -477,7 +483,7 @@ class EMFApprox(Inference):
         layers, gates = objective.layer_parameters, objective.structured.parameters
         rates = [np.full(p.get_value(borrow=True).size, LEARNING_RATE) for p in layers]
         if self._gate_rates is None:  # before the warm start
-            rates += [np.full(p.get_value().shape, GATE_LEARNING_RATE) for p in gates]
+            rates += [np.full(p.get_value().shape, self._gate_rate) for p in gates]
         else:
             rates += self._gate_rates
         if self.approx.warm_start.sd**2 < 2 * EXACT:
