@@ -165,7 +165,16 @@ few = settings(
 
 
 #: These take longest to compile.
-SLOW = ("StudentT", "HalfStudentT", "ExGaussian", "Rice", "SkewNormal", "Truncated")
+SLOW = (
+    "StudentT",
+    "HalfStudentT",
+    "ExGaussian",
+    "Rice",
+    "SkewNormal",
+    "Truncated",
+    "CustomDist",
+    "VonMises",
+)
 
 
 def slowest_apart(names):
