@@ -5,12 +5,14 @@ name                         model
 ============================ ============================================================
 BRS-r, BRB-r, BRS-c, BRB-c   Brownian motion, 30 steps (:func:`brownian`)
 LZS-r, LZB-r, LZS-c, LZB-c   stochastic Lorenz system, 30 steps (:func:`lorenz`)
+VDS-r, VDB-r, VDS-c, VDB-c   stochastic Van der Pol oscillator, 120 steps (:func:`van_der_pol`)
 ES                           Eight Schools, centred (:func:`eight_schools`)
 Lin-4, Lin-8, Tanh-4, Tanh-8 binary trees of 4 or 8 layers (:func:`tree`)
 ============================ ============================================================
 
 ``r`` is regression, ``c`` classification; ``S`` observes every time point, ``B`` (a bridge)
-the first ten and the last ten. Each problem but ES comes with two data sets, seeds 0 and 1.
+the first and the last third. Each problem but ES and VD comes with two data sets, seeds 0 and 1;
+:func:`case_studies.simulation.simulate` makes further ones.
 
 ``data/evidence.json`` holds the observations and, in nats, the negative log evidences: the
 smallest negative ELBO that any approximation can reach. Those of the linear-Gaussian problems
@@ -22,7 +24,7 @@ from __future__ import annotations
 
 import json
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -35,6 +37,12 @@ import pytensor.tensor as pt
 SCHOOL_SIGMA = (15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0)
 
 Outcome = Literal["regression", "classification"]
+Form = Literal["steps", "sde"]
+#: Standard deviations of the leaves and of the other nodes of the trees, by link.
+TREE_SIGMAS = {
+    "code": {"linear": (0.2, 0.15), "tanh": (0.1, 0.05)},
+    "paper": {"linear": (1.0, 1.0), "tanh": (1.0, 1.0)},
+}
 
 
 @dataclass(frozen=True)
@@ -91,16 +99,65 @@ def brownian(y: Sequence[float], outcome: Outcome = "regression") -> pm.Model:
     return model
 
 
-def _lorenz_drift(state, s=10.0, r=28.0, b=8 / 3):
-    """Velocity of the Lorenz system; the first axis of `state` is x, y, z."""
-    x, y, z = state[0], state[1], state[2]
-    return pt.stack([s * (y - x), x * (r - z) - y, x * y - b * z])
+def lorenz_drift(state, s=10.0, r=28.0, b=8 / 3):
+    """Velocity of the Lorenz system, coordinate by coordinate."""
+    x, y, z = state
+    return s * (y - x), x * (r - z) - y, x * y - b * z
+
+
+def van_der_pol_drift(state, mu=1.0):
+    """Velocity of the Van der Pol oscillator, coordinate by coordinate."""
+    x, v = state
+    return v, mu * (1 - x**2) * v - x
+
+
+def _diffusion(
+    y: np.ndarray,
+    coordinates: str,
+    drift: Callable,
+    parameters: tuple[float, ...],
+    form: Form,
+    dt: float,
+    diffusion: float,
+    observation: tuple[Outcome, float, float],
+) -> pm.Model:
+    """Stochastic differential equation, of which the first coordinate is observed."""
+    y = np.asarray(y, dtype=float)
+    seen = np.flatnonzero(~np.isnan(y))
+    coords = {"coordinate": list(coordinates), "time": np.arange(len(y))}
+    n = len(coordinates)
+    with pm.Model(coords=coords) as model:
+        if form == "sde":
+            v = pm.EulerMaruyama(
+                "v",
+                dt,
+                lambda state, *pars: (pt.stack(drift(_rows(state, n), *pars)), diffusion),
+                parameters,
+                init_dist=pm.Normal.dist(0, 1, shape=n),
+                shape=(n, len(y)),
+                steps=len(y) - 1,
+                dims=("coordinate", "time"),
+                initval=np.zeros((n, len(y))),
+            )
+            first = v[0, seen]
+        else:
+            v = [pm.Normal("v_0", 0, 1, dims="coordinate")]
+            for t in range(1, len(y)):
+                mu = v[-1] + dt * pt.stack(drift(_rows(v[-1], n), *parameters))
+                v.append(pm.Normal(f"v_{t}", mu, np.sqrt(dt) * diffusion, dims="coordinate"))
+            first = pt.stack([v[t][0] for t in seen])
+        _observe(first, y[seen], *observation)
+    return model
+
+
+def _rows(state, n: int) -> list:
+    return [state[i] for i in range(n)]
 
 
 def lorenz(
     y: Sequence[float],
     outcome: Outcome = "regression",
-    form: Literal["steps", "sde"] = "steps",
+    form: Form = "steps",
     dt: float = 0.02,
     diffusion: float = 0.1,
 ) -> pm.Model:
@@ -126,31 +183,31 @@ def lorenz(
     of shape (3, time). It takes the coordinates for a batch and lets the drift couple the batch,
     which its density and its draws allow as long as no further batch dimension is added.
     """
-    y = np.asarray(y, dtype=float)
-    seen = np.flatnonzero(~np.isnan(y))
-    coords = {"coordinate": ["x", "y", "z"], "time": np.arange(len(y))}
-    with pm.Model(coords=coords) as model:
-        if form == "sde":
-            v = pm.EulerMaruyama(
-                "v",
-                dt,
-                lambda state, *pars: (_lorenz_drift(state, *pars), diffusion),
-                (10.0, 28.0, 8 / 3),
-                init_dist=pm.Normal.dist(0, 1, shape=3),
-                shape=(3, len(y)),
-                steps=len(y) - 1,
-                dims=("coordinate", "time"),
-                initval=np.zeros((3, len(y))),
-            )
-            first = v[0, seen]
-        else:
-            v = [pm.Normal("v_0", 0, 1, dims="coordinate")]
-            for t in range(1, len(y)):
-                mu = v[-1] + dt * _lorenz_drift(v[-1])
-                v.append(pm.Normal(f"v_{t}", mu, np.sqrt(dt) * diffusion, dims="coordinate"))
-            first = pt.stack([v[t][0] for t in seen])
-        _observe(first, y[seen], outcome, sigma=1.0, slope=2.0)
-    return model
+    parameters = (10.0, 28.0, 8 / 3)
+    return _diffusion(y, "xyz", lorenz_drift, parameters, form, dt, diffusion, (outcome, 1.0, 2.0))
+
+
+def van_der_pol(
+    y: Sequence[float],
+    outcome: Outcome = "regression",
+    form: Form = "sde",
+    dt: float = 0.05,
+    diffusion: float = 0.1,
+) -> pm.Model:
+    """Stochastic Van der Pol oscillator with mu = 1, of which the position is observed.
+
+    Parameters
+    ----------
+    y : sequence of float
+        One observation a time point, NaN where there is none.
+    outcome : {"regression", "classification"}
+        Whether y is the position with Gaussian noise of 0.5 or a Bernoulli whose logit it is.
+    form : {"sde", "steps"}
+        As for :func:`lorenz`: one variable ``v`` of shape (2, time), or one ``v_t`` a time step.
+    dt, diffusion : float
+        Time step and diffusion coefficient.
+    """
+    return _diffusion(y, "xv", van_der_pol_drift, (1.0,), form, dt, diffusion, (outcome, 0.5, 1.0))
 
 
 def eight_schools(y: Sequence[float], sigma: Sequence[float] = SCHOOL_SIGMA) -> pm.Model:
@@ -171,7 +228,12 @@ def eight_schools(y: Sequence[float], sigma: Sequence[float] = SCHOOL_SIGMA) -> 
     return model
 
 
-def tree(y: float, depth: int, link: Literal["linear", "tanh"] = "linear") -> pm.Model:
+def tree(
+    y: float,
+    depth: int,
+    link: Literal["linear", "tanh"] = "linear",
+    sigmas: Literal["code", "paper"] = "code",
+) -> pm.Model:
     """Binary tree of `depth` layers, of which only the root is observed.
 
     Each node is normal around the difference of its two children's links.
@@ -184,8 +246,11 @@ def tree(y: float, depth: int, link: Literal["linear", "tanh"] = "linear") -> pm
         Number of layers; the first, ``layer_{depth - 1}``, has 2 ** (depth - 1) nodes.
     link : {"linear", "tanh"}
         The function of each child.
+    sigmas : {"code", "paper"}
+        Standard deviations as in the code of the EMF paper's authors, 0.2 for the leaves and 0.15
+        for the others (0.1 and 0.05 with tanh), or one, as the paper's appendix has them.
     """
-    leaf_sigma, sigma = (0.2, 0.15) if link == "linear" else (0.1, 0.05)
+    leaf_sigma, sigma = TREE_SIGMAS[sigmas][link]
     with pm.Model() as model:
         layer = pm.Normal(f"layer_{depth - 1}", 0, leaf_sigma, shape=2 ** (depth - 1))
         for level in reversed(range(depth - 1)):
@@ -207,6 +272,28 @@ def _evidence() -> dict[str, dict[str, dict[str, Any]]]:
 def names() -> list[tuple[str, int]]:
     """Every problem's name and seed, as :func:`load` takes them."""
     return [(name, int(seed)) for name, seeds in _evidence().items() for seed in seeds]
+
+
+def build(name: str, y: np.ndarray, **options) -> pm.Model:
+    """Build the model of a problem, given its data.
+
+    Parameters
+    ----------
+    name : str
+        Such as ``"BRB-c"``, ``"VDS-r"`` or ``"Tanh-6"``.
+    y : ndarray
+        NaN where a bridge observes nothing.
+    **options
+        Passed on to the model's function.
+    """
+    family, _, variant = name.partition("-")
+    if family == "ES":
+        return eight_schools(y, **options)
+    if family in ("Lin", "Tanh"):
+        link = "linear" if family == "Lin" else "tanh"
+        return tree(y.item(), int(variant), link, **options)
+    series = {"BR": brownian, "LZ": lorenz, "VD": van_der_pol}[family[:2]]
+    return series(y, "regression" if variant == "r" else "classification", **options)
 
 
 def load(name: str, seed: int = 0, **options) -> Problem:
@@ -234,23 +321,13 @@ def load(name: str, seed: int = 0, **options) -> Problem:
         raise KeyError(f"no problem {name!r} with seed {seed}; there are {names()}") from None
     y = np.array(record["y"], dtype=float)  # None becomes NaN
     latents = {k: np.array(v) for k, v in record.get("true_latents", {}).items()}
-    family, _, variant = name.partition("-")
-    if family == "ES":
-        model = eight_schools(y, **options)
-    elif family in ("Lin", "Tanh"):
-        link = "linear" if family == "Lin" else "tanh"
-        model = tree(y.item(), int(variant), link, **options)
-    else:
-        outcome = "regression" if variant == "r" else "classification"
-        if family.startswith("BR"):
-            model = brownian(y, outcome, **options)
+    model = build(name, y, **options)
+    if name.startswith("LZ"):
+        path = latents.pop("v")
+        if "v" in model.named_vars:
+            latents["v"] = path.T
         else:
-            model = lorenz(y, outcome, **options)
-            path = latents.pop("v")
-            if options.get("form") == "sde":
-                latents["v"] = path.T
-            else:
-                latents = {f"v_{t}": state for t, state in enumerate(path)}
+            latents = {f"v_{t}": state for t, state in enumerate(path)}
     return Problem(
         model=model,
         neg_log_evidence=record["neg_log_evidence"],

@@ -35,6 +35,15 @@ def lorenz_logpdf(point, y, variant):
     return logp + outcome_logpdf(y, v[:, 0], variant, 1, 2)
 
 
+def van_der_pol_logpdf(point, y, variant):
+    v = point["v"].T if "v" in point else np.stack([point[f"v_{t}"] for t in range(len(y))])
+    a, b = v[:-1].T
+    drift = np.stack([b, (1 - a**2) * b - a], axis=1)
+    logp = norm.logpdf(v[0]).sum()
+    logp += norm.logpdf(v[1:], v[:-1] + 0.05 * drift, 0.1 * 0.05**0.5).sum()
+    return logp + outcome_logpdf(y, v[:, 0], variant, 0.5, 1)
+
+
 def eight_schools_logpdf(point, y, variant):
     mu, log_tau, theta = point["mu"], point["log_tau"], point["theta"]
     logp = norm.logpdf(mu, 0, 10) + norm.logpdf(log_tau, 5, 1)
@@ -87,6 +96,25 @@ def test_log_density(name, seed, options):
         assert problem.true_latents.keys() == point.keys()
         truth = LOGPDF[family](problem.true_latents, problem.observed, variant)
         np.testing.assert_allclose(logp(problem.true_latents), truth, rtol=1e-9)
+
+
+@pytest.mark.parametrize("form", ["sde", "steps"])
+@pytest.mark.parametrize("variant", ["r", "c"])
+def test_log_density_of_the_van_der_pol_oscillator(variant, form):
+    y = np.array([0.0, 1.0, np.nan, np.nan, 1.0, 0.0])
+    model = problems.build(f"VDB-{variant}", y, form=form)
+    rng = np.random.default_rng(0)
+    point = {k: rng.normal(size=np.shape(v)) for k, v in model.initial_point().items()}
+    expected = van_der_pol_logpdf(point, y, variant)
+    np.testing.assert_allclose(model.compile_logp(mode="FAST_COMPILE")(point), expected, rtol=1e-9)
+
+
+def test_the_papers_trees():
+    model = problems.tree(0.5, 3, "tanh", sigmas="paper")
+    rng = np.random.default_rng(0)
+    point = {k: rng.normal(size=np.shape(v)) for k, v in model.initial_point().items()}
+    expected = tree_logpdf(np.tanh, 1.0, 1.0)(point, np.array([0.5]), 3)
+    np.testing.assert_allclose(model.compile_logp(mode="FAST_COMPILE")(point), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
