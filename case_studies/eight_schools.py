@@ -148,6 +148,21 @@ def solve(y: Sequence[float], sigma: Sequence[float] = SCHOOL_SIGMA, step: float
     )
 
 
+def exact_draws(
+    y: Sequence[float], draws: int, seed: int, sigma: Sequence[float] = SCHOOL_SIGMA
+) -> dict[str, np.ndarray]:
+    """Independent draws from the posterior, by variable."""
+    rng = np.random.default_rng(seed)
+    exact = solve(y, sigma)
+    at = rng.choice(len(exact.weight), size=draws, p=exact.weight / exact.weight.sum())
+    mu = exact.mean[at, 0] + exact.sd[at, 0] * rng.normal(size=draws)
+    tau2, variance = np.exp(2 * exact.log_tau[at])[:, None], np.square(sigma)
+    shrinkage = variance / (variance + tau2)
+    theta = y + shrinkage * (mu[:, None] - y)
+    theta += np.sqrt(shrinkage * tau2) * rng.normal(size=theta.shape)
+    return {"mu": mu, "log_tau": exact.log_tau[at], "theta": theta}
+
+
 # --- the fits ----------------------------------------------------------------------------------
 
 
