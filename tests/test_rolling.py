@@ -204,8 +204,8 @@ def one_by_one(layer, flat, direction):
     for site in program.sites:
         (rv,) = program.given([site.rv], constrained)
         embedding = layer._embedding(site, rv)
-        if site.name in layer._gate_places:
-            raw = pt.as_tensor(layer._raw_gates)[layer._gate_places[site.name]]
+        if site.name in layer._places_trained:
+            raw = pt.as_tensor(layer._raw_gates)[layer._places_trained[site.name]]
             embedding = embedding.gated(pt.sigmoid(GATE_SCALE * raw))
         piece = site.take(flat)
         out, log_det = getattr(embedding, direction)(piece)
