@@ -25,7 +25,7 @@ PARTICLES, RUNS = 200_000, 8
 
 
 def log_evidence(
-    name: str, y: Sequence[float], *, sigmas: str = "code", seed: int = 0, **_
+    name: str, y: Sequence[float], *, sigmas: str = "code", form: str | None = None, seed: int = 0
 ) -> tuple[float, float]:
     """Log evidence of a problem of :mod:`case_studies.problems`.
 
@@ -37,6 +37,8 @@ def log_evidence(
         NaN where nothing is observed.
     sigmas : {"code", "paper"}
         For a tree.
+    form : str, optional
+        How the model of a diffusion is spelled, which does not matter here.
     seed : int
         For a particle filter.
 

@@ -36,7 +36,7 @@ def simulate(name: str, seed: int = 0, **options) -> Problem:
     seed : int
         The same seed gives the same data.
     **options
-        Passed on to the model's function.
+        ``form`` of a diffusion or ``sigmas`` of a tree, for the model's function.
 
     Returns
     -------

@@ -205,6 +205,29 @@ def test_domains(name):
     assert list(found.values()) == expected
 
 
+def test_integers_as_parameters():
+    """They are mixed with real numbers, and stay as they are where a graph wants integers."""
+
+    def draw(a, b, size):
+        return pt.exp(pm.Normal.dist(a, b, size=size))
+
+    with pm.Model() as model:
+        pm.Normal("ordered", 0, 1, transform=ordered, shape=3)
+        pm.CustomDist("custom", 0.5, 2, dist=draw, shape=2)
+        pm.MvNormal("mv", mu=[0, 0], cov=np.eye(2))
+    layer = MixedLayer(model)
+    shapes = {name: [w.shape for w in weights] for name, weights in layer.prior_weights().items()}
+    assert shapes == {"ordered": [(1,), (1,)], "custom": [()], "mv": [(2,), (1, 1)]}
+    (raw,) = layer.parameters
+    raw.set_value(raw.get_value() + 0.3)
+    noise = np.random.default_rng(0).normal(size=layer.size)
+    compiled = emf.compile(layer)
+    value, _ = compiled.forward(noise)
+    np.testing.assert_allclose(compiled.inverse(value)[0], noise, atol=1e-8)
+    prior, _ = emf.compile(emf.StructuredLayer(model)).forward(noise)
+    assert (np.abs(value - prior) > 1e-3).all()
+
+
 def test_covariances_stay_positive_definite():
     raw = np.random.default_rng(0).normal(size=(5, 3, 3))
     covariance = COVARIANCE.forward(pt.constant(raw)).eval()

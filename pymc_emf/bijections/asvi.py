@@ -24,6 +24,7 @@ from pymc.logprob.basic import logp
 from pymc.logprob.transforms import IntervalTransform, Transform
 from pymc.logprob.utils import CheckParameterValue, check_potential_measurability
 from pymc.pytensorf import constant_fold
+from pymc.vartypes import discrete_types
 from pytensor.graph.op import Op
 from pytensor.graph.replace import graph_replace
 from pytensor.graph.traversal import ancestors
@@ -35,7 +36,7 @@ from pymc_emf.bijections.affine import LocScale
 from pymc_emf.bijections.base import Bijection, Identity, bijection_from_rv
 from pymc_emf.bijections.time_series import Diffusion, Garch, LinearRecurrence, TimeFirst
 
-__all__ = ["Domain", "Mixing", "Part", "mixed_bijection", "parameter_domains"]
+__all__ = ["Domain", "Mixing", "Part", "mixed_bijection", "parameter_domains", "used_weights"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Domain:
 
     Attributes
     ----------
+    name : str
     forward : callable
         From real numbers to the set (PyTensor).
     backward : callable
@@ -89,6 +91,11 @@ class Part(NamedTuple):
         return int(np.prod(self.shape))
 
 
+def used_weights(weights, domain: Domain):
+    """Weights that count: one a matrix, which keeps a covariance positive definite."""
+    return weights[..., :1, :1] if domain is COVARIANCE else weights
+
+
 class Mixing:
     """Convex combinations whose weights and alternatives stand in one flat vector.
 
@@ -123,8 +130,7 @@ class Mixing:
     ) -> TensorVariable:
         """Mix a parameter."""
         weight, alternative = self.halves(prior, domain, shape)
-        if domain is COVARIANCE:  # one weight a matrix keeps it positive definite
-            weight = weight[..., :1, :1]
+        weight = used_weights(weight, domain)
         return weight * prior + (1 - weight) * alternative
 
 
@@ -325,23 +331,22 @@ def _with_mixed_parameters(rv, transform, mixing, leave=()):
     op, inputs = rv.owner.op, list(rv.owner.inputs)
     batch = _static(rv)[: rv.ndim - op.ndim_supp]
     # elements that a transform or the user's own graph takes together share their parameters
-    jointly = transform is not None and transform.ndim_supp > op.ndim_supp
-    jointly |= isinstance(op, CustomSymbolicDistRV)
+    own_graph = isinstance(op, CustomSymbolicDistRV)
+    jointly = own_graph or (transform is not None and transform.ndim_supp > op.ndim_supp)
     domains = parameter_domains(rv, transform)
     if not domains:
         return rv
     _, positions = _parameters(rv)
     for position, domain in domains.items():
-        if domain in leave:
-            continue
         parameter = inputs[position]
+        if domain in leave or (own_graph and parameter.dtype in discrete_types):
+            continue  # the user's graph takes integers only where it has them
         own = _static(parameter)
         n_batch = parameter.ndim - op.ndims_params[positions.index(position)]
         shape = own if jointly else (*batch, *own[n_batch:])
-        inputs[position] = mixing(parameter.astype(rv.dtype), domain, shape).astype(
-            parameter.dtype if jointly else rv.dtype
-        )
-    if jointly or isinstance(op, RandomVariable):
+        mixed = mixing(parameter.astype(rv.dtype), domain, shape)
+        inputs[position] = mixed.astype(parameter.dtype if own_graph else rv.dtype)
+    if own_graph or isinstance(op, RandomVariable):
         return op.make_node(*inputs).outputs[rv.owner.outputs.index(rv)]
     # the graph inside depends on the shapes of the parameters
     return op.rv_op(*(inputs[position] for position in positions), size=batch)

@@ -10,7 +10,7 @@ from pytensor.graph.basic import Variable
 from pytensor.graph.replace import graph_replace
 from scipy.special import expit, logit
 
-from pymc_emf.bijections.asvi import Mixing, Part, mixed_bijection
+from pymc_emf.bijections.asvi import Mixing, Part, mixed_bijection, used_weights
 from pymc_emf.bijections.root_finding import RootFinder
 from pymc_emf.layers.parameters import parameter
 from pymc_emf.layers.structured import StructuredLayer
@@ -110,6 +110,7 @@ class MixedLayer(StructuredLayer):
         for name, parts in self._parts.items():
             start, weights[name] = self._places_trained[name][0], []
             for part in parts:
-                weights[name].append(expit(raw[start : start + part.size]).reshape(part.shape))
+                own = expit(raw[start : start + part.size]).reshape(part.shape)
+                weights[name].append(used_weights(own, part.domain))
                 start += 2 * part.size
         return weights
