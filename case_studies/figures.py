@@ -41,6 +41,9 @@ COLOURS = {
 #: Methods whose posteriors are drawn over time, from top to bottom.
 SHOWN = ["default", "GEMF-T", "ASVI", "IAF", "MF"]
 
+#: Points of a line of losses, and their limits: an exact fit lies below, a first step above.
+N_POINTS, LIMITS = 50, (1e-4, 1e6)
+
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -89,16 +92,21 @@ def plot_series(folder: Path, name: str) -> Figure | None:
     with rc_context(STYLE):
         figure = Figure(figsize=(3.2 * max(len(truth), 2), 1.5 * n_rows), layout="constrained")
         axes = figure.subplots(n_rows, len(truth), sharex=True, squeeze=False)
-        for row, (method, tree) in zip(axes, fits.items(), strict=False):
-            draws = path_over_time(_variables(tree["posterior"].to_dataset()))[0]
+        paths = {
+            method: path_over_time(_variables(tree["posterior"].to_dataset()))[0]
+            for method, tree in fits.items()
+        }
+        reference = next(iter(paths.values()))  # a method lost in another mode sets no limits
+        for row, (method, draws) in zip(axes, paths.items(), strict=False):
             for i, ax in enumerate(row):
                 _plot_band(ax, draws[:, i], truth[i], COLOURS[method])
             row[0].set_ylabel(method)
             if name.endswith("-r"):
                 row[0].plot(problem.observed, ".", color="0.3", ms=3, zorder=3)
         for i in range(len(truth)):
-            low, high = truth[i].min(), truth[i].max()
-            margin = 0.5 * (high - low) + 0.1
+            low, high = np.quantile(reference[:, i], [0.05, 0.95], axis=0)
+            low, high = min(low.min(), truth[i].min()), max(high.max(), truth[i].max())
+            margin = 0.1 * (high - low)
             for other in axes[: len(fits), i]:
                 other.set_ylim(low - margin, high + margin)
         axes[0, 0].set_title(f"{name}: 50 and 90 % bands, truth (dashed), observations (dots)")
@@ -138,11 +146,12 @@ def plot_losses(folder: Path, problems: Sequence[str]) -> Figure:
                 if not path.exists():
                     continue
                 record = json.loads(path.read_text(encoding="utf-8"))
-                gaps = record["log_evidence"] - np.array(record.get("losses", []))
-                share = np.linspace(0, 1, len(gaps))
+                parts = np.array_split(record.get("losses", []), N_POINTS)
+                gaps = record["log_evidence"] - np.array([part.mean() for part in parts])
+                share = (np.arange(N_POINTS) + 0.5) / N_POINTS
                 line = np.where(gaps > 0, gaps, np.nan)
-                ax.plot(share, line, color=COLOURS[method], lw=1.2, label=method)
-            ax.set(yscale="log", title=name, xlim=(0, 1))
+                ax.plot(share, line, color=COLOURS[method], lw=1.4, label=method)
+            ax.set(yscale="log", title=name, xlim=(0, 1), ylim=LIMITS)
         for ax in axes.flat[len(problems) :]:
             ax.remove()
         figure.supxlabel("share of the steps")

@@ -47,6 +47,10 @@ class Settings:
     rate_of_networks: float | None
     steps_of_default: int = 10_000
 
+    def n_steps(self, method: str) -> int:
+        """Number of steps of a method."""
+        return self.steps_of_default if method == "default" else self.steps
+
 
 #: EMF A.3 and A.4, and the authors' code.
 PAPER = Settings("paper", 100_000, 50, (512, 512), 1e-3, 5e-5)
@@ -118,7 +122,7 @@ def fit(
     ours = name == "default" or rate is None
     with model:
         return pm.fit(
-            settings.steps_of_default if name == "default" else settings.steps,
+            settings.n_steps(name),
             method=METHODS[name](settings, seed),
             obj_n_mc=settings.draws,
             obj_optimizer=None if ours else optax.adam(rate),

@@ -25,19 +25,19 @@ def test_exact_draws_of_eight_schools():
 @pytest.mark.slow
 def test_a_campaign(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(variational, "DRAWS", 500)
-    arguments = ["--quick", "--problems", "Lin-4", "--steps", "100", "--out", str(tmp_path)]
+    arguments = ["--quick", "--problems", "BRS-r", "--steps", "100", "--out", str(tmp_path)]
     folder = tmp_path / "quick-100"
 
     variational.main([*arguments, "--methods", "MF"])
     first = capsys.readouterr().out
     assert "Gap to the exact log evidence" in first
-    (fitted,) = folder.glob("Lin-4/*.json")
+    (fitted,) = folder.glob("BRS-r/*.json")
     written = fitted.stat().st_mtime_ns
     record = json.loads(fitted.read_text(encoding="utf-8"))
-    assert record["log_evidence"] == pytest.approx(-load("Lin-4").neg_log_evidence)
+    assert record["log_evidence"] == pytest.approx(-load("BRS-r").neg_log_evidence)
     assert len(record["losses"]) == 100
     draws = xr.open_datatree(fitted.with_suffix(".nc"))
-    assert draws["posterior"]["layer_1"].shape == (1, 200, 2)
+    assert draws["posterior"]["x"].shape == (1, 200, 30)
 
     # what is there is not fitted again
     variational.main([*arguments, "--methods", "MF", "ASVI"])
@@ -46,7 +46,7 @@ def test_a_campaign(tmp_path, capsys, monkeypatch):
     frame = pd.read_csv(folder / "results.csv")
     assert list(frame["method"]) == ["MF", "ASVI"]
     assert (frame["gap"] > 0).all()
-    assert not list(folder.glob("Lin-4/*.[0-9]*"))  # nothing half-written
+    assert not list(folder.glob("BRS-r/*.[0-9]*"))  # nothing half-written
     assert xr.open_dataset(folder / "results.nc").sizes["method"] == 2
     assert "ASVI" in (folder / "tables.txt").read_text(encoding="utf-8")
 
