@@ -16,17 +16,13 @@ it is asked for.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import multiprocessing
 import os
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, replace
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
-from queue import Empty
 from time import perf_counter
 from typing import Any
 
@@ -35,17 +31,9 @@ import pandas as pd
 import xarray as xr
 
 from rich import box
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
+from case_studies.campaign import Task, make_console, read, report, reporter, run, thinned, write
 from case_studies.eight_schools import PAPER_ELBO, exact_draws
 from case_studies.methods import METHODS, PAPER, QUICK, Settings, fit
 from case_studies.problems import Problem, load, names
@@ -63,20 +51,8 @@ PROBLEMS_OF_PAPER = [name for name in PROBLEMS if not name.startswith("VD")]
 
 #: Draws behind the ELBO, and those behind the paper's own.
 DRAWS, DRAWS_OF_PAPER = 20_000, 150
-#: Draws kept for the figures, and numbers kept of a loss.
-KEPT_DRAWS, KEPT_LOSSES = 200, 500
-
-
-@dataclass(frozen=True)
-class Task:
-    """One fit of the campaign: a problem's data of one run, and a method."""
-
-    problem: str
-    method: str
-    run: int
-
-    def path(self, folder: Path) -> Path:
-        return folder / self.problem / f"{self.method}-{self.run}.json"
+#: Draws kept for the figures.
+KEPT_DRAWS = 200
 
 
 @cache
@@ -87,30 +63,17 @@ def data(name: str, run: int) -> Problem:
     return load(name, run) if (name, run) in names() else simulate(name, run)
 
 
-#: In a process that fits: where it reports the task and the number of steps done.
-_reports: Any = None
-
-
-def _report_to(reports: Any) -> None:
-    global _reports
-    _reports = reports
-
-
 def measure(task: Task, settings: Settings, folder: Path) -> Task:
     """Fit, and write what came of it to a file, at once or not at all."""
-
-    def report(approx, losses, i):
-        if _reports is not None:
-            _reports.put((task, i))
-
     for package in ("pymc", "pymc_emf"):  # k-hat stands in the tables
         logging.getLogger(package).setLevel(logging.ERROR)
     problem = data(task.problem, task.run)
-    record: dict[str, Any] = asdict(task) | {"settings": settings.name, "dim": problem.dim}
+    record: dict[str, Any] = task.labels | {"settings": settings.name, "dim": problem.dim}
     record |= {"log_evidence": -problem.neg_log_evidence, "evidence_se": problem.se}
     begin = perf_counter()
     try:
-        approx = fit(problem.model, task.method, settings, seed=task.run, callbacks=[report])
+        callbacks = [reporter(task)]
+        approx = fit(problem.model, task.method, settings, task.run, callbacks)
     except FloatingPointError as error:  # a method of the paper that diverges is a result too
         record |= {"error": str(error), "seconds": perf_counter() - begin}
     else:
@@ -124,15 +87,11 @@ def measure(task: Task, settings: Settings, folder: Path) -> Task:
             "pareto_k": approx.pareto_k,
             "seconds": seconds,
             "step": approx.timing["step"],
-            "losses": _thinned(-np.asarray(approx.hist)),
+            "losses": thinned(-np.asarray(approx.hist)),
         }
         if task.run == 0 and task.problem in SERIES:
             _keep_draws(approx, task.path(folder).with_suffix(".nc"))
-    path = task.path(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(record), encoding="utf-8")
-    partial.replace(path)
+    write(record, task.path(folder))
     return task
 
 
@@ -145,12 +104,6 @@ def _log_q_of_truth(approx, problem: Problem) -> float:
     return float(np.mean(approx.log_prob(truth)))
 
 
-def _thinned(elbos: np.ndarray) -> list[float]:
-    """Averages over equal parts of the fit."""
-    parts = np.array_split(elbos, min(KEPT_LOSSES, len(elbos)))
-    return [float(part.mean()) for part in parts]
-
-
 def _keep_draws(approx, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     idata = approx.sample(KEPT_DRAWS, random_seed=3)
@@ -159,58 +112,9 @@ def _keep_draws(approx, path: Path) -> None:
     xr.DataTree.from_dict({"posterior": posterior, "gates": gates}).to_netcdf(path)
 
 
-def run(tasks: Sequence[Task], settings: Settings, folder: Path, jobs: int, console: Console):
-    """Fit what is not on disk yet, in `jobs` processes."""
-    waiting = [task for task in tasks if not task.path(folder).exists()]
-    if len(waiting) < len(tasks):
-        console.print(f"{len(tasks) - len(waiting)} of {len(tasks)} fits are in {folder} already.")
-    columns = (
-        TextColumn("{task.description:22}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    spawn = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-    reports = spawn.Queue()
-    with (
-        Progress(*columns, console=console) as progress,
-        ProcessPoolExecutor(jobs, spawn, initializer=_report_to, initargs=(reports,)) as pool,
-    ):
-        fits = progress.add_task("Fits", total=len(waiting))
-        bars: dict[Task, TaskID] = {}
-        going = set(waiting)  # a report may arrive after its fit has ended
-        pending = {pool.submit(measure, task, settings, folder) for task in waiting}
-        while pending:
-            done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-            for task, steps in _drained(reports):
-                if task not in going:
-                    continue
-                if task not in bars:
-                    title = f"{task.problem} {task.method}, run {task.run}"
-                    bars[task] = progress.add_task(title, total=settings.n_steps(task.method))
-                progress.update(bars[task], completed=steps)
-            for future in done:
-                task = future.result()
-                going.discard(task)
-                progress.advance(fits)
-                if task in bars:
-                    progress.remove_task(bars.pop(task))
-
-
-def _drained(reports: Any) -> list[tuple[Task, int]]:
-    """What has been reported since the last look."""
-    found = []
-    while True:
-        try:
-            found.append(reports.get_nowait())
-        except Empty:
-            return found
-
-
 def collect(tasks: Iterable[Task], folder: Path) -> pd.DataFrame:
     """All results as a tidy table, one row a fit."""
-    records = [json.loads(task.path(folder).read_text(encoding="utf-8")) for task in tasks]
-    frame = pd.DataFrame(records).drop(columns="losses", errors="ignore")
+    frame = pd.DataFrame(read(tasks, folder)).drop(columns="losses", errors="ignore")
     for column in ("elbo", "elbo_se", "elbo_of_150", "log_q_of_truth", "pareto_k", "error"):
         if column not in frame:
             frame[column] = np.nan
@@ -317,27 +221,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = args.out / settings.name
     n_runs = args.runs or (1 if args.quick else 10)
     tasks = [
-        Task(problem, method, i)
+        Task(problem, method, i, settings.n_steps(method))
         for i in range(n_runs)
         for problem in chosen["problems"]
         for method in chosen["methods"]
     ]
-    console = Console()
-    if not console.is_terminal:
-        console.width = 240  # no window to fit in
-    run(tasks, settings, folder, args.jobs, console)
+    console = make_console()
+    run(tasks, partial(measure, settings=settings, folder=folder), folder, args.jobs, console)
 
     frame = collect(tasks, folder)
-    frame.to_csv(folder / "results.csv", index=False)
-    index = ["problem", "method", "run"]
-    frame.drop(columns="error").set_index(index).to_xarray().to_netcdf(folder / "results.nc")
-    with (folder / "tables.txt").open("w", encoding="utf-8") as file:
-        written = Console(file=file, width=240)
-        for title, table in tables(frame).items():
-            for target in (console, written):
-                target.print(title)
-                target.print(table)
-    console.print(f"{folder}: results.csv, results.nc, tables.txt, and a file for each fit")
+    report(frame, tables(frame), folder, console)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from importlib.metadata import version
 __version__ = version("pymc-emf")
 
 from pymc_emf.bijections import Bijection, bijection, register_bijection
+from pymc_emf.density.estimator import DensityEstimator
 from pymc_emf.engine.compile import compile_bijection as compile
 from pymc_emf.layers import (
     Affine,
@@ -14,12 +15,14 @@ from pymc_emf.layers import (
     LowerTriangular,
     LowRank,
     MaskedAutoregressive,
+    MixtureOfGaussians,
     Parallel,
     Permutation,
     StructuredLayer,
     describe,
 )
 from pymc_emf.program import Program
+from pymc_emf.trainable import parameter
 from pymc_emf.variational.approximation import ELBO, EMFApproximation
 from pymc_emf.variational.asvi import ASVI
 from pymc_emf.variational.inference import EMFApprox, fit
@@ -31,12 +34,14 @@ __all__ = [
     "Bijection",
     "Chain",
     "Coupling",
+    "DensityEstimator",
     "EMFApprox",
     "EMFApproximation",
     "Invert",
     "LowRank",
     "LowerTriangular",
     "MaskedAutoregressive",
+    "MixtureOfGaussians",
     "Parallel",
     "Permutation",
     "Program",
@@ -45,5 +50,6 @@ __all__ = [
     "compile",
     "describe",
     "fit",
+    "parameter",
     "register_bijection",
 ]

@@ -2,7 +2,13 @@
 
 from pymc.variational.opvi import ParametrizationError, VariationalInferenceError
 
-__all__ = ["BadStartError", "DiscreteVariableError", "EmbeddingError", "NonFiniteELBOError"]
+__all__ = [
+    "BadStartError",
+    "DiscreteVariableError",
+    "EmbeddingError",
+    "NonFiniteELBOError",
+    "NonFiniteLossError",
+]
 
 
 class DiscreteVariableError(ParametrizationError):
@@ -19,3 +25,7 @@ class BadStartError(VariationalInferenceError, ValueError):
 
 class NonFiniteELBOError(VariationalInferenceError, FloatingPointError):
     """The ELBO or its gradient stopped being finite during the fit."""
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The log density of the data or its gradient stopped being finite during a fit."""

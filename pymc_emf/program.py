@@ -38,6 +38,7 @@ from pymc_emf.rolling import (
     replicate,
     schedule,
 )
+from pymc_emf.trainable import Trainable, trainable
 
 __all__ = ["Program", "Site", "SitePattern", "split_batches"]
 
@@ -280,6 +281,11 @@ class Program:
             for pattern in find_patterns(graphs[n:], roll=self._roll)
         ]
         return free, others
+
+    @cached_property
+    def parameters(self) -> list[Trainable]:
+        """Trainable parameters of the model (``pymc_emf.parameter``), in a fixed order."""
+        return trainable([*self.frozen.basic_RVs, *self.frozen.potentials])
 
     @property
     def patterns(self) -> list[SitePattern]:

@@ -4,6 +4,8 @@ import numpy as np
 import pytensor
 import pytest
 
+from scipy import stats
+
 import pymc_emf as emf
 
 from pymc_emf.layers.autoregressive import made_masks
@@ -37,6 +39,7 @@ LAYERS = {
     "Coupling": lambda: emf.Coupling(SIZE, [3, 1], hidden=(8,), dtype="float64", random_seed=0),
     "Permutation": lambda: emf.Permutation([3, 1, 4, 0, 2]),
     "Invert": lambda: emf.Invert(masked()),
+    "MixtureOfGaussians": lambda: emf.MixtureOfGaussians(SIZE, 3, loc_range=2.0),
     "Chain": lambda: emf.Chain([masked(), emf.Permutation([1, 0, 2, 4, 3]), emf.Affine(SIZE)]),
     "Parallel": lambda: emf.Parallel([emf.LowerTriangular(2), emf.Affine(3)], [2, 3]),
 }
@@ -59,7 +62,8 @@ def test_laws(name):
         compiled.check_laws(values, 2 * np.random.default_rng(seed).normal(size=SIZE))
 
 
-@pytest.mark.parametrize("name", LAYERS)
+# of a mixture the tests of families compare the backends; numba takes a minute for it
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "MixtureOfGaussians"])
 def test_backends_agree(name):
     layer = LAYERS[name]()
     perturb(layer)
@@ -254,3 +258,38 @@ def test_reproducible_weights():
     first, second = (emf.MaskedAutoregressive(4, random_seed=3) for _ in range(2))
     for a, b in zip(first.parameters, second.parameters, strict=True):
         np.testing.assert_array_equal(a.get_value(), b.get_value())
+
+
+def test_mixture_of_gaussians_far_in_the_tails():
+    """Its own distribution function; far out, that of the component that reaches there."""
+    layer = emf.MixtureOfGaussians(1, 2, loc_range=1.0)
+    layer.log_scale.set_value(np.log([[0.5, 2.0]]))
+    layer.logits.set_value(np.log([[0.3, 0.7]]))
+    compiled = emf.compile(layer)
+
+    x = np.array([[-3.0], [0.0], [2.5], [7.0]])
+    noise, log_det = compiled.inverse(x)
+    cdf = 0.3 * stats.norm.cdf(x, -1, 0.5) + 0.7 * stats.norm.cdf(x, 1, 2)
+    pdf = 0.3 * stats.norm.pdf(x, -1, 0.5) + 0.7 * stats.norm.pdf(x, 1, 2)
+    np.testing.assert_allclose(noise, stats.norm.ppf(cdf), rtol=1e-9)
+    np.testing.assert_allclose(
+        stats.norm.logpdf(noise[:, 0]) + log_det, np.log(pdf[:, 0]), rtol=1e-9
+    )
+
+    far = np.array([[-60.0], [-40.0], [50.0], [200.0]])
+    noise, log_det = compiled.inverse(far)
+    exact = np.log(0.7) + stats.norm.logpdf(far[:, 0], 1, 2)
+    np.testing.assert_allclose(stats.norm.logpdf(noise[:, 0]) + log_det, exact, rtol=1e-7)
+    log_tail = np.log(0.7) + stats.norm.logcdf(-abs(far - 1), scale=2)
+    np.testing.assert_allclose(stats.norm.logcdf(-abs(noise)), log_tail, rtol=1e-7)
+    np.testing.assert_allclose(compiled.forward(noise)[0], far, rtol=1e-7)
+
+
+def test_mixture_of_gaussians_options():
+    one = emf.compile(emf.MixtureOfGaussians(2, 1, scale=3.0))
+    np.testing.assert_allclose(one.forward([1.0, -2.0])[0], [3.0, -6.0])
+    secant = emf.compile(emf.MixtureOfGaussians(1, 4, root_finder="secant"))
+    chandrupatla = emf.compile(emf.MixtureOfGaussians(1, 4))
+    np.testing.assert_allclose(secant.forward([0.7])[0], chandrupatla.forward([0.7])[0], rtol=1e-9)
+    with pytest.raises(ValueError, match="n_components must be positive, got 0"):
+        emf.MixtureOfGaussians(2, 0)

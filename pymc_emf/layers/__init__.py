@@ -5,6 +5,7 @@ from pymc_emf.layers.asvi import MixedLayer
 from pymc_emf.layers.autoregressive import MaskedAutoregressive
 from pymc_emf.layers.compose import Chain, Invert, Parallel
 from pymc_emf.layers.coupling import Coupling
+from pymc_emf.layers.mixture import MixtureOfGaussians
 from pymc_emf.layers.permutation import Permutation
 from pymc_emf.layers.presets import make_layers
 from pymc_emf.layers.structured import StructuredLayer, describe
@@ -18,6 +19,7 @@ __all__ = [
     "LowerTriangular",
     "MaskedAutoregressive",
     "MixedLayer",
+    "MixtureOfGaussians",
     "Parallel",
     "Permutation",
     "StructuredLayer",

@@ -94,7 +94,7 @@ class MixedLayer(StructuredLayer):
         return mixed_bijection(pattern.rv, pattern.transform, site.shape, Mixing(trained))
 
     @property
-    def parameters(self):
+    def own_parameters(self):
         return [self._raw]
 
     def gates(self):

@@ -14,10 +14,11 @@ class _Composite(Bijection):
 
     def __init__(self, layers: Sequence[Bijection]):
         self.layers = tuple(layers)
-        parameters = [id(p) for p in self.parameters]
-        if len(set(parameters)) < len(parameters):
+        values = [id(p.container) for p in self.parameters]
+        if len(set(values)) < len(values):
             raise ValueError(
-                f"A layer occurs twice in a {type(self).__name__}; make one for each place."
+                f"A layer, or a trainable parameter of a model, occurs twice in a "
+                f"{type(self).__name__}; make one for each place."
             )
 
     @property

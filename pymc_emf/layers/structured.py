@@ -12,6 +12,7 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 
+from pytensor.tensor.sharedvar import SharedVariable
 from pytensor.tensor.variable import TensorVariable
 from rich.console import Console
 from rich.table import Table
@@ -249,8 +250,13 @@ class StructuredLayer(Bijection):
         return {site.rv: known.take(self.program.places[site.name]) for site in self.program.sites}
 
     @property
-    def parameters(self):
+    def own_parameters(self) -> list[SharedVariable]:
+        """What the layer itself adds to the model."""
         return [] if self._raw_gates is None else [self._raw_gates]
+
+    @property
+    def parameters(self):
+        return [*self.own_parameters, *self.program.parameters]
 
     def gates(self) -> dict[str, np.ndarray]:
         """Gate of every element, in the shape of each variable's value.

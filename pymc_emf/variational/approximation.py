@@ -30,6 +30,7 @@ from pymc_emf.engine.batch import Batched, batch_jax, batch_pytensor
 from pymc_emf.engine.graph import depends_on_minibatch, draws_at_random
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.engine.stopping import Stopping
+from pymc_emf.trainable import constrained_value
 from pymc_emf.variational.group import N_MOMENT_DRAWS, EMFGroup
 from pymc_emf.variational.objective import Objective
 from pymc_emf.variational.warm_start import WarmStart
@@ -291,6 +292,11 @@ class EMFApproximation(SingleGroupApproximation):
             dims=named,
             sample_dims=[],
         )
+
+    @property
+    def parameters(self) -> xr.Dataset:
+        """Trained values of the model's own parameters, made by :func:`pymc_emf.parameter`."""
+        return xr.merge(map(constrained_value, self.objective.program.parameters))
 
     def elbo(self, draws: int = 10_000, *, random_seed: RandomState = None) -> ELBO:
         """Estimate the evidence lower bound from fresh draws.

@@ -11,6 +11,7 @@ import pytensor
 from arviz_stats.base import array_stats
 from scipy.special import softmax
 
+from pymc_emf.layers.parameters import store
 from pymc_emf.variational.objective import Objective
 
 __all__ = [
@@ -18,7 +19,6 @@ __all__ = [
     "keep_the_better",
     "moments_in_doubt",
     "pareto_smoothed",
-    "store",
     "warn_if_poor",
 ]
 
@@ -33,12 +33,6 @@ MAX_PARETO_K = 0.7
 MAX_CORRECTION, N_SE = 0.1, 4.0
 #: Rise of the ELBO over the last fifth of the steps that is worth a warning, in nats.
 MIN_GAIN = 0.1
-
-
-def store(parameters, values) -> None:
-    """Write values back as NumPy arrays; functions compiled by numba cannot read JAX's."""
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.set_value(np.asarray(value, dtype=parameter.dtype))
 
 
 def keep_the_better(

@@ -37,6 +37,7 @@ from pymc_emf.engine.packing import packing
 from pymc_emf.engine.stopping import EXACT, Stopping, has_plateaued, is_exact
 from pymc_emf.exceptions import NonFiniteELBOError
 from pymc_emf.layers import StructuredLayer, make_layers
+from pymc_emf.layers.parameters import store
 from pymc_emf.layers.presets import LayerSpec, check_layers
 from pymc_emf.layers.structured import Gate
 from pymc_emf.program import Program
@@ -46,7 +47,6 @@ from pymc_emf.variational.checks import (
     keep_the_better,
     moments_in_doubt,
     pareto_smoothed,
-    store,
     warn_if_poor,
 )
 from pymc_emf.variational.objective import Gradient, Objective
@@ -480,13 +480,15 @@ class EMFApprox(Inference):
 
     def _default_optimizer(self, n: int) -> optax.GradientTransformation:
         objective = self.approx.objective
-        layers, gates = objective.layer_parameters, objective.structured.parameters
-        rates = [np.full(p.get_value(borrow=True).size, LEARNING_RATE) for p in layers]
+        structured = objective.structured
+        gates, own = structured.own_parameters, structured.program.parameters
+        rates = [np.full(p.type.shape, LEARNING_RATE) for p in objective.layer_parameters]
         if self._gate_rates is None:  # before the warm start
-            rates += [np.full(p.get_value().shape, self._gate_rate) for p in gates]
+            rates += [np.full(p.type.shape, self._gate_rate) for p in gates]
         else:
-            rates += self._gate_rates
-        if self.approx.warm_start.sd**2 < 2 * EXACT:
+            rates += self._gate_rates[: len(gates)]
+        rates += [np.full(p.type.shape, LEARNING_RATE) for p in own]
+        if self.approx.warm_start.sd**2 < 2 * EXACT and not own:
             # Adam would make full steps of what is left of the gradients, which is rounding
             rates = [np.zeros_like(rate) for rate in rates]
         pack, _ = packing(_values(objective.parameters))
@@ -498,6 +500,8 @@ class EMFApprox(Inference):
         parameters = objective.parameters
         before = _values(parameters)
         ours = loop.obj_optimizer is None
+        # the exact posterior under some parameters of the model is not that under the best
+        learns_model = bool(objective.program.parameters)
         pack, unpack = packing(before) if ours else (list, list)
         optimizer = self._default_optimizer(n) if ours else loop.optimizer
         state = start_state(
@@ -527,7 +531,8 @@ class EMFApprox(Inference):
                         store(parameters, unpack(state.parameters))
                     for callback in callbacks:
                         callback(approx, losses[:done] if score else None, done)
-                    if is_exact(losses[done - size : done], loop.n_draws):
+                    recent = losses[done - size : done]
+                    if is_exact(recent, loop.n_draws) and not learns_model:
                         reason, end = "exact", done
                     elif (
                         tol is not None and reason == "steps" and has_plateaued(losses[:done], tol)

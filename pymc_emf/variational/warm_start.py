@@ -10,9 +10,9 @@ import pytensor
 
 from pymc_emf.exceptions import BadStartError
 from pymc_emf.layers import Affine, LowerTriangular, LowRank
+from pymc_emf.layers.parameters import store
 from pymc_emf.layers.presets import DENSE_LIMIT
 from pymc_emf.layers.structured import gate_parameter
-from pymc_emf.variational.checks import store
 from pymc_emf.variational.modes import Energy, find_modes, low_rank_normal
 from pymc_emf.variational.objective import Objective
 
@@ -327,8 +327,10 @@ def _laplace(
 
     gates = [p.get_value() for p in parameters]
     found = search("laplace", gates, starts, N_MODES)
-    if parameters and found:
+    if objective.structured.own_parameters and found:
         closed = [np.full_like(gate, gate_parameter(CLOSED)) for gate in gates]
+        n_gates = len(objective.structured.own_parameters)
+        closed[n_gates:] = gates[n_gates:]  # the model's own parameters stay
         locs = np.array([candidate.loc for candidate in found.values()])
         values, _, _ = objective.evaluate_many(locs.astype(starts.dtype))
         found |= search("bypass", closed, values, 1)

@@ -1,0 +1,1 @@
+"""Density estimation: layers and embedded models, trained by maximum likelihood."""

@@ -1,0 +1,128 @@
+"""The density experiments: their data, structures and architectures."""
+
+import json
+
+import numpy as np
+import pymc as pm
+import pytest
+
+from scipy import stats
+
+import pymc_emf as emf
+
+from case_studies import density
+from case_studies.densities import DATA, STRUCTURES, entropy
+from case_studies.density import ARCHITECTURES, PAPER, QUICK, Settings
+
+TINY = Settings("tiny", {1: 100, 2: 100, 3: 100}, (4,), None)
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_data(name):
+    data = DATA[name]
+    rows = data.draw(np.random.default_rng(0), 50)
+    assert rows.shape == (50, data.size)
+    assert np.isfinite(rows).all()
+    if data.log_density is not None:
+        assert np.isfinite(data.log_density(rows)).all()
+
+
+@pytest.mark.parametrize("name", ["8 gaussians", "checkerboard"])
+def test_true_density_in_two_dimensions(name):
+    data = DATA[name]
+    axis = np.linspace(-6, 6, 601)[:-1] + 0.01
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    mass = np.exp(data.log_density(grid)).sum() * 0.02**2
+    assert mass == pytest.approx(1.0, abs=1e-6)
+    # and it is that of the draws: as many of them lie in a square as it says
+    drawn = data.draw(np.random.default_rng(0), 400_000)
+    inside = (np.abs(drawn - [1.0, 1.0]) < 0.8).all(axis=1)
+    cell = (np.abs(grid - [1.0, 1.0]) < 0.8).all(axis=1)
+    share = np.exp(data.log_density(grid[cell])).sum() * 0.02**2
+    assert inside.mean() == pytest.approx(share, abs=0.004)
+
+
+def test_entropies():
+    assert entropy(DATA["checkerboard"]) == pytest.approx(np.log(32))
+    walk = 30 * (stats.norm.entropy() + np.log(0.1))
+    assert entropy(DATA["Brownian"]) == pytest.approx(walk, abs=0.1)
+    assert entropy(DATA["digits"]) is None
+
+
+def test_true_density_of_lorenz_is_that_of_the_model():
+    data = DATA["Lorenz"]
+    row = data.draw(np.random.default_rng(0), 1)
+    v = row.reshape(30, 3)
+    with pm.Model() as model:
+        x = pm.Normal("x_0", 0, 1, shape=3)
+        for t in range(1, 30):
+            drift = [10 * (x[1] - x[0]), x[0] * (28 - x[2]) - x[1], x[0] * x[1] - 8 / 3 * x[2]]
+            x = pm.Normal(f"x_{t}", x + 0.02 * pm.math.stack(drift), 0.1 * np.sqrt(0.02))
+    layer = emf.compile(emf.StructuredLayer(model))
+    noise, log_det = layer.inverse(v.ravel())
+    exact = stats.norm.logpdf(noise).sum() + log_det
+    assert data.log_density(row)[0] == pytest.approx(exact)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_structures(name):
+    """The order of the values is that of the data: time or member, then coordinate."""
+    layer = emf.StructuredLayer(STRUCTURES[name](4, 2))
+    x, _ = emf.compile(layer).forward(np.arange(1.0, 9.0))
+    noise, steps = np.arange(1.0, 9.0).reshape(4, 2), x.reshape(4, 2)
+    np.testing.assert_allclose(steps[0], noise[0])
+    if name == "continuity":
+        np.testing.assert_allclose(np.diff(steps, axis=0), noise[1:])
+    elif name == "hierarchy":
+        np.testing.assert_allclose(steps[1:] - steps[0], noise[1:])
+    else:
+        np.testing.assert_allclose(np.diff(steps, n=2, axis=0), noise[2:])
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "method"),
+    [(1, "8 gaussians", m) for m in ARCHITECTURES[1]]
+    + [(2, "IRIS", m) for m in ("GEMF-T", "GEMF-M")]
+    + [(3, "Brownian", m) for m in ("GEMF-T(s)", "B-MAF")],
+)
+def test_inverse_of_forward(table, name, method):
+    data = DATA[name]
+    flow = emf.Chain(ARCHITECTURES[table][method](data, TINY))
+    rng = np.random.default_rng(0)
+    for parameter in flow.parameters:
+        value = parameter.get_value()
+        parameter.set_value((value + 0.05 * rng.normal(size=value.shape)).astype(value.dtype))
+    compiled = emf.compile(flow)
+    noise = rng.normal(size=(3, data.size))
+    value, log_det = compiled.forward(noise)
+    back, log_det_back = compiled.inverse(value)
+    np.testing.assert_allclose(back, noise, atol=1e-6)
+    np.testing.assert_allclose(log_det_back, -log_det, atol=1e-5)
+
+
+def test_every_architecture_can_be_made():
+    """Mistakes that would show only after days."""
+    for settings in (PAPER, QUICK):
+        for data in (DATA["8 gaussians"], DATA["IRIS"], DATA["Brownian"]):
+            for make in ARCHITECTURES[data.table].values():
+                assert emf.Chain(make(data, settings)).size == data.size
+
+
+@pytest.mark.slow
+def test_a_campaign(tmp_path, capsys):
+    arguments = ["--quick", "--steps", "100", "--out", str(tmp_path), "--data", "8 gaussians"]
+    density.main([*arguments, "--methods", "MAF"])
+    assert "entropy" in capsys.readouterr().out
+    folder = tmp_path / "quick-100"
+    (fitted,) = folder.glob("8 gaussians/*.json")
+    record = json.loads(fitted.read_text(encoding="utf-8"))
+    assert record["neg_log_density"] > 2.8
+    assert np.load(fitted.with_suffix(".npz"))["log_density"].shape == (200 * 200,)
+    density.main([*arguments, "--methods", "MAF", "EMF-T"])
+    assert "1 of 2 fits are in" in capsys.readouterr().out
+
+
+def test_unknown_names(capsys):
+    with pytest.raises(SystemExit):
+        density.main(["--data", "MNIST"])
+    assert "unknown data: MNIST" in capsys.readouterr().err
