@@ -1,5 +1,6 @@
 r"""Mixtures of continuous components: their distribution function is a mixture too (EMF Eq. 11)."""
 
+import numpy as np
 import pytensor.tensor as pt
 
 from pymc.distributions.mixture import MixtureRV
@@ -9,7 +10,7 @@ from pymc_emf.bijections.base import bijection_from_rv, register_bijection
 from pymc_emf.bijections.elementwise import Elementwise
 from pymc_emf.bijections.quadrature import ByDensity
 from pymc_emf.bijections.root_finding import bracketed_root, widen
-from pymc_emf.bijections.special import log_ndtr, noise_from_tails, normal_logpdf, stop_gradient
+from pymc_emf.bijections.special import log_ndtr, ndtri_exp, normal_logpdf, stop_gradient
 
 __all__ = ["MixtureOf"]
 
@@ -63,10 +64,13 @@ class MixtureOf(ByDensity):
 
     def noise(self, coordinate):
         noise, _ = self.components.to_noise(self._spread(coordinate))
-        return noise_from_tails(
-            pt.logsumexp(self.log_weights + log_ndtr(noise), axis=-1),
-            pt.logsumexp(self.log_weights + log_ndtr(-noise), axis=-1),
-        )
+        # the smaller tail, which a logistic function finds at a fraction of the cost of both
+        below = (pt.exp(self.log_weights) * pt.sigmoid(1.7 * noise)).sum(axis=-1)
+        side = stop_gradient(pt.where(below < 0.5, 1.0, -1.0).astype(noise.dtype))
+        log_tail = pt.logsumexp(self.log_weights + log_ndtr(side[..., None] * noise), axis=-1)
+        # keeps the noise finite
+        least = pt.constant(np.finfo(noise.type.dtype).min / 1e8, dtype=noise.dtype)
+        return side * ndtri_exp(pt.maximum(log_tail, least))
 
     def search(self, noise):
         quantiles, _ = self.components.to_value(self._spread(noise))
