@@ -127,6 +127,23 @@ def test_draws_of_a_model_are_labelled(walk):
     np.testing.assert_array_equal(estimator.log_prob(transposed), estimator.log_prob(drawn))
 
 
+def test_two_models_side_by_side():
+    def half_normal(name, scale):
+        with pm.Model() as model:
+            scale = emf.parameter(f"{name}_scale", scale, positive=True)
+            pm.Normal(name, 0.0, scale, shape=2)
+        return emf.StructuredLayer(model, gate="variable")
+
+    flow = emf.Parallel([half_normal("a", 1.0), half_normal("b", 2.0)], [2, 2])
+    X = np.random.default_rng(0).normal(size=(2000, 4)) * [3.0, 3.0, 0.5, 0.5]
+    estimator = emf.DensityEstimator(flow, random_seed=1)
+    estimator.fit(X, n=1000, batch_size=2000, validation=None, progressbar=False)
+    learnt = estimator.parameters
+    assert list(learnt) == ["a_scale", "b_scale"]
+    exact = stats.norm.logpdf(X, scale=np.sqrt((X**2).mean(axis=0))).sum(axis=1).mean()
+    assert estimator.log_prob(X).mean() == pytest.approx(exact, abs=0.02)
+
+
 def test_the_affine_layer_starts_from_moments_behind_a_model():
     with pm.Model() as model:
         pm.LogNormal("x", 0.0, 1.0, shape=2)
@@ -344,6 +361,10 @@ def test_files_that_are_refused(fitted, tmp_path):
     swapped = emf.DensityEstimator([net, emf.Permutation([0, 1]), emf.MixtureOfGaussians(2, 5)])
     with pytest.raises(ValueError, match="do something else"):
         swapped.load(path)
+    unbound = emf.DensityEstimator("mean_field")
+    with pytest.raises(ValueError, match="of other layers"):
+        unbound.load(path)
+    unbound.fit(np.random.default_rng(0).normal(size=(50, 3)), n=1, progressbar=False)
     header, arrays = read_arrays(path)
     write_arrays(path, header | {"version": VERSION + 1}, arrays)
     with pytest.raises(ValueError, match="newer version"):

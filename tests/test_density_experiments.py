@@ -2,6 +2,8 @@
 
 import json
 
+from dataclasses import replace
+
 import numpy as np
 import pymc as pm
 import pytest
@@ -79,6 +81,16 @@ def test_structures(name):
         np.testing.assert_allclose(np.diff(steps, n=2, axis=0), noise[2:])
 
 
+def perturbed(table, method, data):
+    """An architecture that is no longer as it starts."""
+    flow = emf.Chain(ARCHITECTURES[table][method](data, TINY))
+    rng = np.random.default_rng(0)
+    for parameter in flow.parameters:
+        value = parameter.get_value()
+        parameter.set_value((value + 0.05 * rng.normal(size=value.shape)).astype(value.dtype))
+    return flow
+
+
 @pytest.mark.parametrize(
     ("table", "name", "method"),
     [(1, "8 gaussians", m) for m in ARCHITECTURES[1]]
@@ -87,17 +99,27 @@ def test_structures(name):
 )
 def test_inverse_of_forward(table, name, method):
     data = DATA[name]
-    flow = emf.Chain(ARCHITECTURES[table][method](data, TINY))
-    rng = np.random.default_rng(0)
-    for parameter in flow.parameters:
-        value = parameter.get_value()
-        parameter.set_value((value + 0.05 * rng.normal(size=value.shape)).astype(value.dtype))
-    compiled = emf.compile(flow)
-    noise = rng.normal(size=(3, data.size))
+    compiled = emf.compile(perturbed(table, method, data))
+    noise = np.random.default_rng(1).normal(size=(3, data.size))
     value, log_det = compiled.forward(noise)
     back, log_det_back = compiled.inverse(value)
     np.testing.assert_allclose(back, noise, atol=1e-6)
     np.testing.assert_allclose(log_det_back, -log_det, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["GEMF-T(c)", "B-MAF"])
+def test_density_integrates_to_one(method):
+    """By importance sampling, six elements."""
+    data = replace(DATA["Lorenz"], shape=(2, 3))
+    compiled = emf.compile(perturbed(3, method, data))
+    rng = np.random.default_rng(1)
+    drawn, _ = compiled.forward(rng.normal(size=(2000, data.size)))
+    wider = stats.multivariate_t(drawn.mean(axis=0), np.cov(drawn.T), df=5)
+    x = wider.rvs(size=20_000, random_state=rng)
+    noise, log_det = compiled.inverse(x)
+    weights = np.exp(stats.norm.logpdf(noise).sum(axis=1) + log_det - wider.logpdf(x))
+    assert weights.std() < 3
+    assert weights.mean() == pytest.approx(1.0, abs=4 * weights.std() / np.sqrt(len(x)))
 
 
 def test_every_architecture_can_be_made():

@@ -24,6 +24,7 @@ from rich.theme import Theme
 from pymc_emf.bijections.base import Bijection
 from pymc_emf.density.data import ArraySpace, ModelSpace, Space
 from pymc_emf.density.distribution import FittedDistribution, log_density
+from pymc_emf.density.start import learning_rates, start_from_moments
 from pymc_emf.engine.batch import batch_jax
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.engine.loop import MAX_BAD_STEPS, Chunk, compile_chunk, start_state
@@ -32,7 +33,7 @@ from pymc_emf.engine.packing import packing
 from pymc_emf.engine.stopping import Stopping
 from pymc_emf.engine.storage import read_arrays, write_arrays
 from pymc_emf.exceptions import NonFiniteLossError
-from pymc_emf.layers import Affine, Chain, LowerTriangular, StructuredLayer, make_layers
+from pymc_emf.layers import Chain, StructuredLayer, make_layers
 from pymc_emf.layers.parameters import store
 from pymc_emf.layers.presets import LayerSpec, check_layers
 from pymc_emf.trainable import Trainable, constrained_value
@@ -43,12 +44,6 @@ __all__ = ["DensityEstimator"]
 CHUNK_SIZE = 100
 #: How often in a fit, at most, the held-out data are looked at.
 MAX_VALIDATIONS = 100
-
-LEARNING_RATE = 0.003
-#: Gates are sigmoids of 100 times their parameter.
-GATE_LEARNING_RATE = 0.0003
-#: A model's own parameters are few, and may start far off.
-MODEL_LEARNING_RATE = 0.01
 
 FORMAT = "pymc-emf density estimator"
 VERSION = 1
@@ -110,7 +105,7 @@ class DensityEstimator:
         (seed,) = _get_seeds_per_chain(random_seed, 1)
         self._rng = np.random.default_rng(seed)
         self._spec = layers
-        self._loop: tuple[Any, Chunk] | None = None
+        self._loop: tuple[tuple[Any, int, int], Chunk] | None = None
         self._fitted = False
         self.hist = np.zeros(0)
         self.validation = np.zeros((0, 2))
@@ -131,6 +126,11 @@ class DensityEstimator:
             self._flow = Chain(layers)
             self._space = _space_of(self._flow, size)
         return self._flow
+
+    def _unbind(self) -> None:
+        """Forget the flow of a file that was refused: the data may be of another size."""
+        for made in ("_flow", "_space", "_single", "_many", "_forward"):
+            self.__dict__.pop(made, None)
 
     @property
     def flow(self) -> Chain:
@@ -227,13 +227,13 @@ class DensityEstimator:
         if patience is not None and held_out is None:
             raise ValueError("patience needs held-out data; pass validation=.")
         if not self._fitted:
-            _start_from_moments(self._flow, rows)
+            start_from_moments(self._flow, rows)
         flow = self._flow
         values = [v.get_value() for v in flow.parameters]
         pack, unpack = packing(values)
         optimizer = obj_optimizer
         if optimizer is None:
-            optimizer = default_optimizer(n, pack(_rates(flow)))
+            optimizer = default_optimizer(n, pack(learning_rates(flow)))
         constants = ([v.get_value() for v in flow.buffers], rows)
         state = start_state(pack(values), optimizer, constants)
         chunk = self._compile(obj_optimizer, optimizer, state, batch_size, unpack)
@@ -321,9 +321,10 @@ class DensityEstimator:
     def _compile(self, given, optimizer, state, batch_size, unpack) -> Chunk:
         """Compile the loop, unless there is one that serves."""
         n_rows = state.constants[1].shape[0]
-        kind = (id(given), batch_size, n_rows)
-        if self._loop is not None and self._loop[0] == kind:
-            return self._loop[1]
+        if self._loop is not None:
+            (known, *sizes), chunk = self._loop
+            if known is given and sizes == [batch_size, n_rows]:
+                return chunk
         flow = self._flow
         parameters, buffers = flow.parameters, flow.buffers
         single = self._single
@@ -340,7 +341,7 @@ class DensityEstimator:
             return -jax.vmap(lambda x: single(*values, x)[0])(constants[1][rows]).mean()
 
         chunk = compile_chunk(draw, loss, optimizer, state, CHUNK_SIZE)
-        self._loop = kind, chunk
+        self._loop = (given, batch_size, n_rows), chunk
         return chunk
 
     # --- what was learnt -----------------------------------------------------------------------
@@ -473,6 +474,18 @@ class DensityEstimator:
                 f"{path} was written by a newer version of this package; update pymc-emf."
             )
         *values, hist, validation, probe = arrays
+        was_bound = "_flow" in self.__dict__
+        try:
+            self._take(path, header, values, probe)
+        except ValueError:
+            if not was_bound:
+                self._unbind()
+            raise
+        self.hist, self.validation, self._fitted = hist, validation, True
+        return self
+
+    def _take(self, path, header, values, probe) -> None:
+        """Take over values from a file, or refuse it."""
         variables = self._bind(len(probe)).variables
         same = [(v.type.shape, v.type.dtype) for v in variables] == [
             (a.shape, a.dtype.name) for a in values
@@ -491,8 +504,6 @@ class DensityEstimator:
                 f"{path} is of layers of the same shape that do something else; make the "
                 "estimator with the same layers and the same model."
             )
-        self.hist, self.validation, self._fitted = hist, validation, True
-        return self
 
     def _space_probe(self) -> np.ndarray:
         """A point at which a loaded flow is compared with the saved one."""
@@ -518,46 +529,6 @@ def _width(X: Data) -> int | None:
 def _space_of(flow: Chain, size: int) -> Space:
     last = flow.layers[-1]
     return ModelSpace(last.program) if isinstance(last, StructuredLayer) else ArraySpace(size)
-
-
-def _start_from_moments(flow: Chain, rows: np.ndarray) -> None:
-    """Set the outermost affine layer to the mean and covariance of what reaches it."""
-    index = max(
-        (i for i, layer in enumerate(flow.layers) if isinstance(layer, Affine | LowerTriangular)),
-        default=None,
-    )
-    if index is None:
-        return
-    if index + 1 < len(flow.layers):
-        outer = Chain(flow.layers[index + 1 :])
-        value = pt.vector("value", shape=(rows.shape[1],), dtype=pytensor.config.floatX)
-        function = jaxify([*outer.variables, value], [outer.inverse(value)[0]])
-        (rows,) = batch_jax(lambda values, x: function(*values, x), outer.variables)(rows)
-        rows = rows[np.isfinite(rows).all(axis=1)]
-    n, size = rows.shape
-    if n < 2:
-        return
-    deviations = rows - rows.mean(axis=0)
-    variances = np.maximum((deviations**2).mean(axis=0), np.finfo(rows.dtype).tiny)
-    # few observations do not tell a covariance: shrink it towards the variances
-    weight = n / (n + size)
-    covariance = weight * deviations.T @ deviations / n + np.diag((1 - weight) * variances)
-    layer: Any = flow.layers[index]
-    layer.set(rows.mean(axis=0), np.linalg.cholesky(covariance))
-
-
-def _rates(flow: Chain) -> list[np.ndarray]:
-    rates = {
-        id(p): GATE_LEARNING_RATE
-        for layer in flow.layers
-        if isinstance(layer, StructuredLayer)
-        for p in layer.own_parameters
-    }
-    rates |= {id(p): MODEL_LEARNING_RATE for p in flow.parameters if isinstance(p, Trainable)}
-    return [
-        np.full(p.type.shape, rates.get(id(p), LEARNING_RATE), p.type.dtype)
-        for p in flow.parameters
-    ]
 
 
 def _describe(flow: Chain) -> list[str]:
