@@ -25,6 +25,7 @@ from pymc_emf.program import Program
 from pymc_emf.trainable import parameter
 from pymc_emf.variational.approximation import ELBO, EMFApproximation
 from pymc_emf.variational.asvi import ASVI
+from pymc_emf.variational.diagnosis import Diagnosis
 from pymc_emf.variational.inference import EMFApprox, fit
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Chain",
     "Coupling",
     "DensityEstimator",
+    "Diagnosis",
     "EMFApprox",
     "EMFApproximation",
     "Invert",

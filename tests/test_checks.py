@@ -3,28 +3,54 @@
 import logging
 import re
 
+from dataclasses import replace
+
+import arviz as az
 import numpy as np
 import pymc as pm
 import pytest
 
-from scipy.stats import norm
+from arviz_stats import loo_approximate_posterior
+from scipy.stats import multivariate_normal, norm
 
 import pymc_emf as emf
 
-from pymc_emf.variational.checks import moments_in_doubt, pareto_smoothed, warn_if_poor
+from pymc_emf.variational.checks import moments_in_doubt, warn_if_poor
+from pymc_emf.variational.diagnosis import resample, smooth
 
 
 def test_pareto_k_of_known_tails():
     rng = np.random.default_rng(0)
     exponential = rng.exponential(size=20_000)
     for k in (0.3, 0.8, 1.5):  # exp of an exponential of mean k is a Pareto of tail index 1/k
-        weights, khat = pareto_smoothed(k * exponential)
-        assert abs(khat - k) < 0.1
-        np.testing.assert_allclose(weights.sum(), 1.0)
-    weights, khat = pareto_smoothed(np.full(1000, -3.0))
-    assert khat == -np.inf
-    np.testing.assert_allclose(weights, 1e-3)
-    assert np.isnan(pareto_smoothed(np.append(exponential, -np.inf))[1])
+        smoothed = smooth(k * exponential)
+        assert abs(smoothed.pareto_k - k) < 0.1
+        np.testing.assert_allclose(np.exp(smoothed.log_weights).sum(), 1.0)
+    equal = smooth(np.full(1000, -3.0))
+    assert equal.pareto_k == -np.inf
+    assert equal.log_evidence == pytest.approx(-3.0)
+    assert equal.ess == pytest.approx(1000)
+    np.testing.assert_allclose(np.exp(equal.log_weights), 1e-3)
+    assert np.isnan(smooth(np.append(exponential, -np.inf)).pareto_k)
+
+
+def test_log_evidence_of_known_weights():
+    """Draws from a normal that is too wide: the mean weight is the constant of the target."""
+    x = 1.5 * np.random.default_rng(0).normal(size=20_000)
+    smoothed = smooth(7.0 + norm.logpdf(x) - norm.logpdf(x, scale=1.5))
+    assert smoothed.log_evidence == pytest.approx(7.0, abs=4 * smoothed.se)
+    assert 0 < smoothed.se < 0.01
+    # E[w]**2 / E[w**2] of these two normals
+    share = np.sqrt(2 * 1.5**2 - 1) / 1.5**2
+    assert smoothed.ess == pytest.approx(20_000 * share, rel=0.05)
+
+
+def test_resampling():
+    weights = np.array([0.1, 0.0, 0.6, 0.3])
+    with np.errstate(divide="ignore"):
+        chosen = resample(np.log(weights), 10_000, np.random.default_rng(0))
+    np.testing.assert_array_equal(np.bincount(chosen, minlength=4), weights * 10_000)
+    assert np.ptp(chosen[:100]) > 0  # not sorted
 
 
 @pytest.mark.parametrize(
@@ -42,7 +68,7 @@ def test_moments_that_the_weights_correct(mean, sd, words):
     """Draws from a standard normal, of which one element should have been another normal."""
     values = np.random.default_rng(0).normal(size=(20_000, 3))
     log_weights = norm(mean, sd).logpdf(values[:, 1]) - norm.logpdf(values[:, 1])
-    weights, _ = pareto_smoothed(log_weights)
+    weights = np.exp(smooth(log_weights).log_weights)
     doubt = moments_in_doubt(7 + 2 * values, weights)
     if words is None:
         assert doubt is None
@@ -93,3 +119,112 @@ def test_a_poor_fit_warns(caplog):
     approx = emf.fit(500, model=model, random_seed=0, progressbar=False)  # the prior itself
     assert approx.pareto_k < 0.7
     assert not caplog.records
+
+
+#: Observations of the regression below.
+N = 20
+
+
+def regression():
+    rng = np.random.default_rng(1)
+    X = np.column_stack([np.ones(N), 0.3 + rng.normal(size=N)])
+    return X, X @ [1.0, 0.5] + rng.normal(size=N)
+
+
+@pytest.fixture(scope="module")
+def rough():
+    """Mean field on two correlated unknowns, whose posterior and evidence are known."""
+    X, y = regression()
+    with pm.Model() as model:
+        beta = pm.Normal("beta", 0.0, 1.0, shape=2)
+        pm.Normal("y", pm.math.dot(X, beta), 1.0, observed=y)
+    method = emf.EMFApprox(layers="mean_field", random_seed=1)
+    with model:
+        approx = pm.fit(2000, method=method, progressbar=False)
+    covariance = np.linalg.inv(np.eye(2) + X.T @ X)
+    mean = covariance @ X.T @ y
+    evidence = multivariate_normal(np.zeros(N), np.eye(N) + X @ X.T).logpdf(y)
+    return approx, mean, covariance, evidence
+
+
+def test_diagnosis(rough):
+    approx, _, _, evidence = rough
+    found = approx.diagnose(20_000, random_seed=1)
+    assert found.log_evidence == pytest.approx(evidence, abs=4 * found.log_evidence_se)
+    assert found.elbo < evidence - 5 * found.elbo_se
+    assert found.elbo == pytest.approx(approx.elbo(20_000, random_seed=1).mean)
+    assert found.stopped == "steps, after step 2,000"
+    assert 0 < found.ess < 20_000
+    text = str(found)
+    assert f"Pareto k-hat     {found.pareto_k:.2f}" in text
+    assert "gate of beta" in text
+    assert found.advice in text
+    assert "<th>ELBO</th>" in found._repr_html_()
+    dataset = found.to_dataset()
+    assert float(dataset["pareto_k"]) == found.pareto_k
+    assert dataset["beta_gate"].shape == (2,)
+    assert dataset.attrs["advice"] == found.advice
+
+
+@pytest.mark.parametrize(
+    ("k", "words"),
+    [
+        (-np.inf, "Use it"),
+        (0.7, "Use it"),
+        (0.9, "Resample it"),
+        (1.1, "Do not trust it: fit longer"),
+        (np.nan, "not finite"),
+    ],
+)
+def test_advice(rough, k, words):
+    approx, *_ = rough
+    assert words in replace(approx.diagnose(100), pareto_k=k).advice
+
+
+def test_importance_resampling_corrects_the_draws(rough):
+    approx, mean, covariance, _ = rough
+    plain = approx.sample(4000, random_seed=1)
+    corrected = approx.sample(4000, random_seed=1, importance=True)
+    draws = corrected.posterior["beta"].values[0]
+    assert corrected.posterior.sizes == plain.posterior.sizes
+    np.testing.assert_allclose(draws.mean(axis=0), mean, atol=0.1 * np.sqrt(covariance.max()))
+    np.testing.assert_allclose(np.cov(draws.T), covariance, rtol=0.15)
+    assert abs(np.corrcoef(plain.posterior["beta"].values[0].T)[0, 1]) < 0.1
+    stats = corrected.sample_stats
+    assert set(stats.data_vars) == {"lp", "lq", "log_weight"}
+    assert stats.attrs["pareto_k"] < 1.0
+    again = approx.sample(4000, random_seed=1, importance=True)
+    np.testing.assert_array_equal(again.posterior["beta"], corrected.posterior["beta"])
+
+
+def test_loo_of_the_draws(rough):
+    """ArviZ's leave-one-out works on the result, corrected either way."""
+    approx, X, y = rough[0], *regression()
+    elpds = []
+    for importance in (True, False):
+        idata = approx.sample(2000, random_seed=1, importance=importance)
+        with approx.model:
+            pm.compute_log_likelihood(idata, progressbar=False)
+        if importance:
+            elpds.append(float(az.loo(idata).elpd))
+        else:
+            stats = idata.sample_stats
+            found = loo_approximate_posterior(idata, stats["lp"].values[0], stats["lq"].values[0])
+            elpds.append(float(found.elpd))
+    # exactly, from the posterior without each observation
+    exact = 0.0
+    for i in range(N):
+        others = np.delete(np.arange(N), i)
+        covariance = np.linalg.inv(np.eye(2) + X[others].T @ X[others])
+        mean = covariance @ X[others].T @ y[others]
+        exact += norm.logpdf(y[i], X[i] @ mean, np.sqrt(1 + X[i] @ covariance @ X[i]))
+    np.testing.assert_allclose(elpds, exact, atol=0.2)
+
+
+def test_poor_resampling_warns(rough, caplog, monkeypatch):
+    approx, *_ = rough
+    monkeypatch.setattr("pymc_emf.variational.approximation.MAX_PARETO_K", -np.inf)
+    approx.sample(10, importance=True)
+    assert "cannot mend" in caplog.text
+    with pytest.raises(TypeError, match="needs return_inferencedata"):
+        approx.sample(10, importance=True, return_inferencedata=False)

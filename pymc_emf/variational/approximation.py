@@ -1,5 +1,7 @@
 """The fitted approximation: a PyMC Approximation with vectorised sampling and diagnostics."""
 
+import logging
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,11 +33,17 @@ from pymc_emf.engine.graph import depends_on_minibatch, draws_at_random
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.engine.stopping import Stopping
 from pymc_emf.trainable import constrained_value
+from pymc_emf.variational.diagnosis import MAX_PARETO_K, Diagnosis, resample, smooth
 from pymc_emf.variational.group import N_MOMENT_DRAWS, EMFGroup
 from pymc_emf.variational.objective import Objective
 from pymc_emf.variational.warm_start import WarmStart
 
 __all__ = ["ELBO", "EMFApproximation", "make_rng"]
+
+logger = logging.getLogger(__name__)
+
+#: Draws among which importance resampling chooses, for each one that is asked for, and at least.
+OVERSAMPLING, MIN_CANDIDATES = 10, 10_000
 
 
 def make_rng(random_seed: RandomState) -> np.random.Generator:
@@ -61,6 +69,11 @@ class ELBO:
 
     def __str__(self) -> str:
         return f"ELBO {self.mean:.4f} ± {self.se:.4f} nats ({self.draws:,} draws)"
+
+
+def _check_draws(draws: Any) -> None:
+    if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
+        raise ValueError(f"draws must be a positive integer, got {draws!r}.")
 
 
 class EMFApproximation(SingleGroupApproximation):
@@ -171,8 +184,7 @@ class EMFApproximation(SingleGroupApproximation):
         return batch_pytensor(noise, [value, log_p, log_q], **self.compile_kwargs)
 
     def _noise(self, draws: int, random_seed: RandomState) -> np.ndarray:
-        if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
-            raise ValueError(f"draws must be a positive integer, got {draws!r}.")
+        _check_draws(draws)
         rng = self._rng if random_seed is None else make_rng(random_seed)
         return rng.normal(size=(draws, self.objective.size)).astype(pytensor.config.floatX)
 
@@ -183,6 +195,7 @@ class EMFApproximation(SingleGroupApproximation):
         random_seed: RandomState = None,
         return_inferencedata: bool = True,
         include_transformed: bool | None = None,
+        importance: bool = False,
         **kwargs: Any,
     ) -> xr.DataTree:
         """Draw from the approximate posterior.
@@ -197,6 +210,9 @@ class EMFApproximation(SingleGroupApproximation):
             With False, a PyMC ``MultiTrace`` as PyMC's own approximations return it.
         include_transformed : bool, optional
             Whether the posterior has the unconstrained values too; by default as ``fit`` was told.
+        importance : bool
+            Correct the draws by importance resampling: of ten times as many draws (and at least
+            10,000), take some by their Pareto-smoothed weights. A draw may occur more than once.
 
         Returns
         -------
@@ -206,25 +222,32 @@ class EMFApproximation(SingleGroupApproximation):
             ``lq``, the log density of the approximation, of each draw in value space, nats),
             ``fit`` (``elbo`` of every step, and the gates), ``observed_data``,
             ``constant_data``. A deterministic of a minibatch, or with
-            random draws of its own, is left out, and with minibatches ``lp`` is.
+            random draws of its own, is left out, and with minibatches ``lp`` is. With
+            ``importance=True`` the statistics have ``log_weight`` too, of each draw before
+            resampling, and the attribute ``pareto_k``.
 
         Raises
         ------
         ValueError
             If ``draws`` is not a positive integer.
         """
-        noise = self._noise(draws, random_seed)
+        _check_draws(draws)
+        if importance and not return_inferencedata:
+            raise TypeError("importance=True needs return_inferencedata=True.")
         if not return_inferencedata:
             return super().sample(
                 draws, random_seed=random_seed, return_inferencedata=False, **kwargs
             )
         if kwargs:
             raise TypeError(f"sample() got unexpected arguments: {', '.join(kwargs)}.")
-        if self.objective.has_minibatches:  # a log density of all data might take minutes
-            value, log_q = self.objective.transform(noise)
+        attrs: dict[str, float] = {}
+        if importance:
+            value, stats, attrs = self._resampled(draws, random_seed)
+        elif self.objective.has_minibatches:  # a log density of all data might take minutes
+            value, log_q = self.objective.transform(self._noise(draws, random_seed))
             stats = {"lq": log_q}
         else:
-            value, log_p, log_q = self._weigh(noise)
+            value, log_p, log_q = self._weigh(self._noise(draws, random_seed))
             stats = {"lp": log_p, "lq": log_q}
         names, constrain = self._constrain
         posterior = dict(zip(names, constrain(value), strict=True))
@@ -236,7 +259,30 @@ class EMFApproximation(SingleGroupApproximation):
                     del posterior[site.value_name]
         order = {name: i for i, name in enumerate(self.model.named_vars)}
         posterior = dict(sorted(posterior.items(), key=lambda item: order.get(item[0], -1)))
-        return self._to_datatree(posterior, stats)
+        tree = self._to_datatree(posterior, stats)
+        tree["sample_stats"].attrs |= attrs
+        return tree
+
+    def _resampled(self, draws: int, random_seed: RandomState):
+        """Values, statistics and attributes of draws taken by their importance weights."""
+        rng = self._rng if random_seed is None else make_rng(random_seed)
+        n = self.objective.affordable(max(OVERSAMPLING * draws, MIN_CANDIDATES))
+        value, log_p, log_q = self._weigh(self._noise(n, rng))
+        smoothed = smooth(np.asarray(log_p - log_q, dtype=float))
+        if not smoothed.pareto_k <= MAX_PARETO_K:
+            logger.warning(
+                "Pareto k-hat is %.2f, above %.1f: importance resampling cannot mend the "
+                "approximation. Give the fit more steps (n=), or use pm.sample.",
+                smoothed.pareto_k,
+                MAX_PARETO_K,
+            )
+        chosen = resample(smoothed.log_weights, draws, rng)
+        stats = {"lp": log_p, "lq": log_q, "log_weight": smoothed.log_weights}
+        return (
+            value[chosen],
+            {name: values[chosen] for name, values in stats.items()},
+            {"pareto_k": smoothed.pareto_k},
+        )
 
     def _to_datatree(self, posterior, sample_stats) -> xr.DataTree:
         # of the model as it was fitted, whatever pm.set_data has done since
@@ -320,6 +366,54 @@ class EMFApproximation(SingleGroupApproximation):
         log_weights = np.asarray(log_p - log_q, dtype=float)
         se = log_weights.std(ddof=1) / np.sqrt(draws) if draws > 1 else np.nan
         return ELBO(float(log_weights.mean()), float(se), int(draws))
+
+    def diagnose(self, draws: int = 10_000, *, random_seed: RandomState = None) -> Diagnosis:
+        """Tell how far the approximation can be trusted, from importance weights of fresh draws.
+
+        Parameters
+        ----------
+        draws : int
+        random_seed : int, RandomState or Generator, optional
+
+        Returns
+        -------
+        Diagnosis
+            Pareto k-hat, ELBO, log evidence, effective number of draws, gates, how the fit
+            started and why it ended, and what to do; with text and HTML representations.
+
+        Raises
+        ------
+        ValueError
+            If ``draws`` is not a positive integer.
+
+        Examples
+        --------
+        >>> import pymc as pm
+        >>> import pymc_emf as emf
+        >>> with pm.Model() as model:
+        ...     mu = pm.Normal("mu", 0.0, 10.0)
+        ...     y = pm.Normal("y", mu, 1.0, observed=[1.0, 2.0, 3.0])
+        >>> approx = emf.fit(500, model=model, random_seed=1, progressbar=False)
+        >>> approx.diagnose(1000).advice
+        'Use it: the importance weights are well-behaved.'
+        """
+        _, log_p, log_q = self._weigh(self._noise(draws, random_seed))
+        log_weights = np.asarray(log_p - log_q, dtype=float)
+        smoothed = smooth(log_weights)
+        se = log_weights.std(ddof=1) / np.sqrt(draws) if draws > 1 else np.nan
+        stopping = self.stopping
+        return Diagnosis(
+            pareto_k=smoothed.pareto_k,
+            elbo=float(log_weights.mean()),
+            elbo_se=float(se),
+            log_evidence=smoothed.log_evidence,
+            log_evidence_se=smoothed.se,
+            ess=smoothed.ess,
+            draws=int(draws),
+            gates=self.gates,
+            warm_start=self.warm_start.chosen,
+            stopped="" if stopping is None else f"{stopping.reason}, after step {stopping.step:,}",
+        )
 
     @cached_property
     def _log_q(self) -> Batched:

@@ -8,17 +8,14 @@ import numpy as np
 import optax
 import pytensor
 
-from arviz_stats.base import array_stats
-from scipy.special import softmax
-
 from pymc_emf.layers.parameters import store
+from pymc_emf.variational.diagnosis import MAX_PARETO_K
 from pymc_emf.variational.objective import Objective
 
 __all__ = [
     "explain",
     "keep_the_better",
     "moments_in_doubt",
-    "pareto_smoothed",
     "warn_if_poor",
 ]
 
@@ -26,8 +23,6 @@ logger = logging.getLogger(__name__)
 
 #: Draws from which the fit is compared with its own start, at the end.
 N_FINAL_DRAWS = 5000
-#: Above it, importance weights are unreliable, and so is the approximation.
-MAX_PARETO_K = 0.7
 #: Correction of a mean, in standard deviations, or of a standard deviation that is worth a
 #: warning, and the number of standard errors that it must exceed.
 MAX_CORRECTION, N_SE = 0.1, 4.0
@@ -74,21 +69,6 @@ def keep_the_better(
         logger.info("The fit kept its start, whose ELBO is %.3g nats higher.", -gain.mean())
         return started_values, started
     return fitted_values, fitted
-
-
-def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
-    """Normalised weights with a smoothed tail, and Pareto k-hat.
-
-    Vehtari et al., "Pareto smoothed importance sampling", arXiv:1507.02646. k-hat is NaN if a
-    weight is not finite, and minus infinity if all are equal but for rounding.
-    """
-    equal = np.full(len(log_weights), 1 / len(log_weights))
-    if not np.isfinite(log_weights).all():
-        return equal, np.nan
-    if np.ptp(log_weights) < 1e-6:
-        return equal, -np.inf
-    smoothed, k = array_stats.psislw(-log_weights)
-    return softmax(smoothed), float(k)
 
 
 def moments_in_doubt(values: np.ndarray, weights: np.ndarray) -> tuple[int, str] | None:

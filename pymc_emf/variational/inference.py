@@ -46,9 +46,9 @@ from pymc_emf.variational.checks import (
     explain,
     keep_the_better,
     moments_in_doubt,
-    pareto_smoothed,
     warn_if_poor,
 )
+from pymc_emf.variational.diagnosis import smooth
 from pymc_emf.variational.objective import Gradient, Objective
 from pymc_emf.variational.warm_start import evaluate_prior, gate_sensitivity, start_at, warm_start
 
@@ -568,7 +568,8 @@ class EMFApprox(Inference):
             )
             return
         drawn, log_weights = keep_the_better(objective, before, self._rng)
-        weights, approx.pareto_k = pareto_smoothed(log_weights)
+        smoothed = smooth(log_weights)
+        weights, approx.pareto_k = np.exp(smoothed.log_weights), smoothed.pareto_k
         if reason in _SAID:
             logger.info("Stopped at %d of %d steps: %s", done, n, _SAID[reason])
         logger.info("Finished [100%%]: Average Loss = %.5g", _average(losses))

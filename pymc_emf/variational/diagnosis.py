@@ -1,0 +1,172 @@
+"""What importance weights say of an approximation, and resampling by them."""
+
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+import xarray as xr
+
+from arviz_stats.base import array_stats
+from scipy.special import logsumexp
+
+__all__ = ["MAX_PARETO_K", "Diagnosis", "Smoothed", "resample", "smooth"]
+
+#: Above it, importance weights are unreliable, and so is the approximation.
+MAX_PARETO_K = 0.7
+#: Above it, even many draws would not tell what the approximation misses.
+HOPELESS_PARETO_K = 1.0
+#: Log weights that differ by no more than this differ by rounding.
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """Importance weights whose largest are smoothed by a generalised Pareto distribution.
+
+    Vehtari et al., "Pareto smoothed importance sampling", arXiv:1507.02646.
+
+    Attributes
+    ----------
+    log_weights : ndarray, shape (draws,)
+        Normalised: they sum to one.
+    pareto_k : float
+        NaN if a weight is not finite, minus infinity if all are equal but for rounding.
+    log_evidence, se : float
+        Log of the mean weight, and its standard error, in nats.
+    """
+
+    log_weights: np.ndarray
+    pareto_k: float
+    log_evidence: float
+    se: float
+
+    @property
+    def ess(self) -> float:
+        """Number of draws from the posterior that would be worth as much."""
+        return float(np.exp(-logsumexp(2 * self.log_weights)))
+
+
+def smooth(log_weights: np.ndarray) -> Smoothed:
+    """Smooth log weights, log p - log q of draws from q."""
+    n = len(log_weights)
+    equal = np.full(n, -np.log(n))
+    if not np.isfinite(log_weights).all():
+        return Smoothed(equal, np.nan, np.nan, np.nan)
+    if np.ptp(log_weights) < ROUNDING:
+        return Smoothed(equal, -np.inf, float(log_weights.mean()), 0.0)
+    smoothed, k = array_stats.psislw(-log_weights)
+    # the smallest weight is never smoothed, and tells by what all were divided
+    least = log_weights.argmin()
+    log_evidence = log_weights[least] - smoothed[least] - np.log(n)
+    relative = n * np.exp(smoothed)
+    return Smoothed(
+        smoothed, float(k), float(log_evidence), float(relative.std(ddof=1) / np.sqrt(n))
+    )
+
+
+def resample(log_weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices of `n` draws taken by their weights, in random order (systematic resampling)."""
+    cumulative = np.exp(log_weights).cumsum()
+    positions = (rng.random() + np.arange(n)) / n * cumulative[-1]
+    return rng.permutation(np.searchsorted(cumulative, positions).clip(max=len(log_weights) - 1))
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """How far an approximation can be trusted; made by ``approx.diagnose()``.
+
+    Attributes
+    ----------
+    pareto_k : float
+        Pareto k-hat of the importance weights; minus infinity where all are equal, NaN where one
+        is not finite.
+    elbo, elbo_se : float
+        Evidence lower bound and its standard error, in nats.
+    log_evidence, log_evidence_se : float
+        Log evidence by importance sampling and its standard error, in nats.
+    ess : float
+        Number of draws from the posterior that would be worth as much as `draws` weighted ones.
+    draws : int
+    gates : Dataset
+        Gate of every element.
+    warm_start : str
+        The start that was taken.
+    stopped : str
+        Why the fit ended.
+    """
+
+    pareto_k: float
+    elbo: float
+    elbo_se: float
+    log_evidence: float
+    log_evidence_se: float
+    ess: float
+    draws: int
+    gates: xr.Dataset
+    warm_start: str
+    stopped: str
+
+    @property
+    def advice(self) -> str:
+        """What to do, in one sentence."""
+        k = self.pareto_k
+        if np.isnan(k):
+            return (
+                "Do not trust it: the log density of the model is not finite where the "
+                "approximation reaches; check the model's parameters there."
+            )
+        if k <= MAX_PARETO_K:
+            return "Use it: the importance weights are well-behaved."
+        if k <= HOPELESS_PARETO_K:
+            return (
+                "Resample it, approx.sample(importance=True), or fit longer: its tails are too "
+                "light."
+            )
+        return "Do not trust it: fit longer, check the model, or use pm.sample."
+
+    def _rows(self) -> list[tuple[str, str]]:
+        rows = [
+            ("Pareto k-hat", f"{self.pareto_k:.2f}"),
+            ("ELBO", f"{self.elbo:.4f} ± {self.elbo_se:.4f} nats"),
+            ("log evidence", f"{self.log_evidence:.4f} ± {self.log_evidence_se:.4f} nats"),
+            ("effective draws", f"{self.ess:,.0f} of {self.draws:,}"),
+            ("warm start", self.warm_start),
+            ("stopped", self.stopped),
+        ]
+        for name, gate in self.gates.data_vars.items():
+            low, high = float(gate.min()), float(gate.max())
+            spread = f"{low:.2f}" if gate.size == 1 else f"{low:.2f} to {high:.2f}"
+            rows.append((f"gate of {name}", spread))
+        return [*rows, ("advice", self.advice)]
+
+    def __str__(self) -> str:
+        rows = self._rows()
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
+            for name, value in self._rows()
+        )
+        return f"<table>{cells}</table>"
+
+    def to_dataset(self) -> xr.Dataset:
+        """All numbers as one dataset; the gates are called ``<variable>_gate``."""
+        numbers = {
+            name: getattr(self, name)
+            for name in (
+                "pareto_k",
+                "elbo",
+                "elbo_se",
+                "log_evidence",
+                "log_evidence_se",
+                "ess",
+                "draws",
+            )
+        }
+        gates = self.gates.rename({name: f"{name}_gate" for name in self.gates.data_vars})
+        said = {"warm_start": self.warm_start, "stopped": self.stopped, "advice": self.advice}
+        return gates.assign(numbers).assign_attrs(said)
