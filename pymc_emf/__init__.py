@@ -27,6 +27,7 @@ from pymc_emf.variational.approximation import ELBO, EMFApproximation
 from pymc_emf.variational.asvi import ASVI
 from pymc_emf.variational.diagnosis import Diagnosis
 from pymc_emf.variational.inference import EMFApprox, fit
+from pymc_emf.variational.persistence import load
 
 __all__ = [
     "ASVI",
@@ -52,6 +53,7 @@ __all__ = [
     "compile",
     "describe",
     "fit",
+    "load",
     "parameter",
     "register_bijection",
 ]

@@ -24,7 +24,7 @@ def write_arrays(path: str | os.PathLike, header: dict[str, Any], arrays: Sequen
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     named: dict[str, Any] = {f"array_{i}": np.asarray(a) for i, a in enumerate(arrays)}
-    named[_HEADER] = np.array(json.dumps(header))
+    named[_HEADER] = np.array(json.dumps(header, default=_plain))
     try:
         with partial.open("wb") as file:
             np.savez_compressed(file, **named)
@@ -33,6 +33,10 @@ def write_arrays(path: str | os.PathLike, header: dict[str, Any], arrays: Sequen
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _plain(number: np.generic) -> Any:
+    return number.item()
 
 
 def read_arrays(path: str | os.PathLike) -> tuple[dict[str, Any], list[np.ndarray]]:

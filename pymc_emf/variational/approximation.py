@@ -1,9 +1,10 @@
 """The fitted approximation: a PyMC Approximation with vectorised sampling and diagnostics."""
 
 import logging
+import os
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -32,8 +33,10 @@ from pymc_emf.engine.batch import Batched, batch_jax, batch_pytensor
 from pymc_emf.engine.graph import depends_on_minibatch, draws_at_random
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.engine.stopping import Stopping
+from pymc_emf.engine.storage import write_arrays
+from pymc_emf.program import Program
 from pymc_emf.trainable import constrained_value
-from pymc_emf.variational.diagnosis import MAX_PARETO_K, Diagnosis, resample, smooth
+from pymc_emf.variational.diagnosis import MAX_PARETO_K, Diagnosis, log_ratio, resample, smooth
 from pymc_emf.variational.group import N_MOMENT_DRAWS, EMFGroup
 from pymc_emf.variational.objective import Objective
 from pymc_emf.variational.warm_start import WarmStart
@@ -41,6 +44,8 @@ from pymc_emf.variational.warm_start import WarmStart
 __all__ = ["ELBO", "EMFApproximation", "make_rng"]
 
 logger = logging.getLogger(__name__)
+
+FORMAT, VERSION = "pymc-emf approximation", 1
 
 #: Draws among which importance resampling chooses, for each one that is asked for, and at least.
 OVERSAMPLING, MIN_CANDIDATES = 10, 10_000
@@ -74,6 +79,14 @@ class ELBO:
 def _check_draws(draws: Any) -> None:
     if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
         raise ValueError(f"draws must be a positive integer, got {draws!r}.")
+
+
+def signature(program: Program) -> list[Any]:
+    """Name, shape and transform of every free variable, as JSON can hold them."""
+    return [
+        [s.name, list(s.shape), "none" if s.transform is None else type(s.transform).__name__]
+        for s in program.sites_in_model_order
+    ]
 
 
 class EMFApproximation(SingleGroupApproximation):
@@ -111,6 +124,7 @@ class EMFApproximation(SingleGroupApproximation):
         self.stopping: Stopping | None = None
         self.pareto_k: float | None = None
         self.timing: dict[str, float] = {}
+        self.recipe: dict[str, Any] = {}  # the method and its options, by which to make it again
         self.compile_kwargs: dict[str, Any] | None = None  # of a fit by PyMC's own loop
         self._rng = make_rng(random_seed)
 
@@ -268,7 +282,7 @@ class EMFApproximation(SingleGroupApproximation):
         rng = self._rng if random_seed is None else make_rng(random_seed)
         n = self.objective.affordable(max(OVERSAMPLING * draws, MIN_CANDIDATES))
         value, log_p, log_q = self._weigh(self._noise(n, rng))
-        smoothed = smooth(np.asarray(log_p - log_q, dtype=float))
+        smoothed = smooth(log_ratio(log_p, log_q))
         if not smoothed.pareto_k <= MAX_PARETO_K:
             logger.warning(
                 "Pareto k-hat is %.2f, above %.1f: importance resampling cannot mend the "
@@ -315,6 +329,31 @@ class EMFApproximation(SingleGroupApproximation):
         return gates.assign(elbo=elbo).assign_attrs(
             inference_library="pymc_emf", inference_library_version=pymc_emf.__version__
         )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the approximation to a file, which :func:`pymc_emf.load` reads.
+
+        The file holds numbers and no code; it appears when it is complete.
+
+        Parameters
+        ----------
+        path : path-like
+        """
+        header = {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": signature(self.objective.program),
+            "method": self.recipe["method"],
+            "options": self.recipe["options"],
+            "layers": [type(layer).__name__ for layer in self.objective.layers],
+            "warm_start": asdict(self.warm_start),
+            "stopping": self.stopping,
+            "pareto_k": self.pareto_k,
+            "timing": self.timing,
+            "random_state": self._rng.bit_generator.state,
+        }
+        values = [v.get_value() for v in self.objective.variables]
+        write_arrays(path, header, [*values, np.asarray(self.hist, dtype=float)])
 
     # --- what the fit says -----------------------------------------------------------------
 
@@ -363,7 +402,7 @@ class EMFApproximation(SingleGroupApproximation):
             If ``draws`` is not a positive integer.
         """
         _, log_p, log_q = self._weigh(self._noise(draws, random_seed))
-        log_weights = np.asarray(log_p - log_q, dtype=float)
+        log_weights = log_ratio(log_p, log_q)
         se = log_weights.std(ddof=1) / np.sqrt(draws) if draws > 1 else np.nan
         return ELBO(float(log_weights.mean()), float(se), int(draws))
 
@@ -398,7 +437,7 @@ class EMFApproximation(SingleGroupApproximation):
         'Use it: the importance weights are well-behaved.'
         """
         _, log_p, log_q = self._weigh(self._noise(draws, random_seed))
-        log_weights = np.asarray(log_p - log_q, dtype=float)
+        log_weights = log_ratio(log_p, log_q)
         smoothed = smooth(log_weights)
         se = log_weights.std(ddof=1) / np.sqrt(draws) if draws > 1 else np.nan
         stopping = self.stopping

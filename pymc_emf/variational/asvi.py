@@ -85,5 +85,8 @@ class ASVI(EMFApprox):
             random_seed=random_seed,
         )
 
+    def _options(self):
+        return {"prior_weight": self.prior_weight, "root_finder": self.root_finder}
+
     def _structured_layer(self, program):
         return MixedLayer(program, self.prior_weight, root_finder=self.root_finder)

@@ -9,7 +9,7 @@ import optax
 import pytensor
 
 from pymc_emf.layers.parameters import store
-from pymc_emf.variational.diagnosis import MAX_PARETO_K
+from pymc_emf.variational.diagnosis import MAX_PARETO_K, log_ratio
 from pymc_emf.variational.objective import Objective
 
 __all__ = [
@@ -52,7 +52,7 @@ def keep_the_better(
 
     def draw():
         values, log_p, log_q = objective.weigh(noise)
-        return values, np.asarray(log_p - log_q, dtype=float)
+        return values, log_ratio(log_p, log_q)
 
     fitted_values, fitted = draw()
     try:

@@ -9,7 +9,7 @@ import xarray as xr
 from arviz_stats.base import array_stats
 from scipy.special import logsumexp
 
-__all__ = ["MAX_PARETO_K", "Diagnosis", "Smoothed", "resample", "smooth"]
+__all__ = ["MAX_PARETO_K", "Diagnosis", "Smoothed", "log_ratio", "resample", "smooth"]
 
 #: Above it, importance weights are unreliable, and so is the approximation.
 MAX_PARETO_K = 0.7
@@ -17,6 +17,12 @@ MAX_PARETO_K = 0.7
 HOPELESS_PARETO_K = 1.0
 #: Log weights that differ by no more than this differ by rounding.
 ROUNDING = 1e-6
+
+
+def log_ratio(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+    """Log weights, NaN where both densities have overflowed."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(log_p - log_q, dtype=float)
 
 
 @dataclass(frozen=True)

@@ -235,9 +235,22 @@ class EMFApprox(Inference):
         layers = make_layers(self.layers, structured.size, self._rng, structured.program.hubs)
         objective = Objective(layers, structured, self.gradient)
         approx = EMFApproximation(objective, random_seed=self._rng)
+        approx.recipe = {"method": type(self).__name__, "options": self._options()}
         self.objective = KL(approx)(None)
         approx.timing["rewrite"] = time.perf_counter() - start
         return approx
+
+    def _options(self) -> dict[str, Any]:
+        """Options that a file can hold; layers are None unless they are names."""
+        names = self.layers if _are_names(self.layers) else None
+        return {
+            "layers": names,
+            "gate": self.gate,
+            "gate_init": self.gate_init,
+            "embed": self.embed,
+            "root_finder": self.root_finder,
+            "gradient": self.gradient,
+        }
 
     def _structured_layer(self, program: Program) -> StructuredLayer:
         return StructuredLayer(
@@ -644,6 +657,12 @@ def _average(losses: np.ndarray) -> float:
 def _check_positive(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+
+
+def _are_names(layers: LayerSpec) -> bool:
+    if isinstance(layers, list | tuple):
+        return all(map(_are_names, layers))
+    return isinstance(layers, str)
 
 
 def _check_callbacks(callbacks: Any) -> list[Callback]:

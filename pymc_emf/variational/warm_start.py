@@ -13,6 +13,7 @@ from pymc_emf.layers import Affine, LowerTriangular, LowRank
 from pymc_emf.layers.parameters import store
 from pymc_emf.layers.presets import DENSE_LIMIT
 from pymc_emf.layers.structured import gate_parameter
+from pymc_emf.variational.diagnosis import log_ratio
 from pymc_emf.variational.modes import Energy, find_modes, low_rank_normal
 from pymc_emf.variational.objective import Objective
 
@@ -178,7 +179,7 @@ def warm_start(
 
     def log_weights() -> np.ndarray:
         _, log_p, log_q = objective.weigh(draws)
-        return np.asarray(log_p - log_q, dtype=float)
+        return log_ratio(log_p, log_q)
 
     found: dict[str, np.ndarray] = {}
     for name, candidate in candidates.items():

@@ -1,0 +1,122 @@
+"""Approximations in files."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pymc as pm
+import pytest
+import xarray as xr
+
+import pymc_emf as emf
+
+from pymc_emf.engine.storage import read_arrays, write_arrays
+from pymc_emf.variational.approximation import VERSION
+
+
+def schools(name="theta", shape=3, scale=None):
+    with pm.Model() as model:
+        mu = pm.Normal("mu", 0.0, 5.0)
+        tau = pm.HalfNormal("tau", 5.0) if scale is None else scale("tau")
+        theta = pm.Normal(name, mu, tau, shape=shape)
+        pm.Normal("y", theta[:3], 10.0, observed=[28.0, 8.0, -3.0])
+    return model
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    method = emf.EMFApprox(layers=["affine", "lower_triangular"], random_seed=1)
+    with schools():
+        return pm.fit(300, method=method, progressbar=False)
+
+
+def test_round_trip(fitted, tmp_path):
+    path = tmp_path / "fit"
+    fitted.save(path)
+    again = emf.load(path, model=schools())
+    for name in ("hist", "pareto_k", "stopping", "timing"):
+        np.testing.assert_equal(getattr(again, name), getattr(fitted, name))
+    np.testing.assert_equal(asdict(again.warm_start), asdict(fitted.warm_start))
+    xr.testing.assert_equal(again.gates, fitted.gates)
+    point = np.random.default_rng(0).normal(size=(4, 5))
+    np.testing.assert_array_equal(again.log_prob(point), fitted.log_prob(point))
+    # the stream of random numbers goes on where it was
+    np.testing.assert_array_equal(
+        again.sample(20).posterior["theta"], fitted.sample(20).posterior["theta"]
+    )
+    with schools():
+        assert emf.load(path).elbo(100, random_seed=1) == again.elbo(100, random_seed=1)
+
+
+def test_asvi(tmp_path):
+    with schools():
+        approx = pm.fit(100, method=emf.ASVI(prior_weight=0.3, random_seed=1), progressbar=False)
+    approx.save(tmp_path / "fit")
+    again = emf.load(tmp_path / "fit", model=schools())
+    point = np.zeros((1, 5))
+    np.testing.assert_array_equal(again.log_prob(point), approx.log_prob(point))
+
+
+def test_layers_of_ones_own(tmp_path):
+    def layers(size):
+        return emf.Affine(size)
+
+    approx = emf.EMFApprox(schools(), layers=layers, random_seed=1).approx
+    approx.save(tmp_path / "fit")
+    with pytest.raises(ValueError, match=r"layers of its own \(Affine\); pass the same"):
+        emf.load(tmp_path / "fit", model=schools())
+    with pytest.raises(ValueError, match=r"of other layers \(Affine\) than these \(LowRank\)"):
+        emf.load(tmp_path / "fit", model=schools(), layers="low_rank")
+    assert emf.load(tmp_path / "fit", model=schools(), layers=layers).objective.size == 5
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"name": "effect"}, "free variables are mu, tau, theta, those of the model mu, tau, effe"),
+        ({"shape": 4}, r"theta has shape and transform \[3\], none in the file, and \[4\], none"),
+        (
+            {"scale": lambda name: pm.HalfNormal(name, 5.0, default_transform=None)},
+            r"tau has shape and transform \[\], LogTransform in the file, and \[\], none",
+        ),
+    ],
+)
+def test_another_model(fitted, tmp_path, model, message):
+    fitted.save(tmp_path / "fit")
+    with pytest.raises(ValueError, match=message):
+        emf.load(tmp_path / "fit", model=schools(**model))
+
+
+def test_files_that_are_refused(fitted, tmp_path):
+    path = tmp_path / "fit"
+    fitted.save(path)
+    content = path.read_bytes()
+    model, rng = schools(), np.random.default_rng(0)
+    expected = [v.get_value() for v in fitted.objective.variables]
+    n_refused = 0
+    for i in range(50):
+        damaged = bytearray(content)
+        if i % 3:
+            damaged[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+        else:
+            del damaged[rng.integers(len(content)) :]
+        path.write_bytes(damaged)
+        try:
+            loaded = emf.load(path, model=model)
+        except ValueError as error:
+            n_refused += 1
+            assert "damaged" in str(error) or "not written" in str(error)
+        else:  # a bit that means nothing, such as a date
+            for ours, theirs in zip(loaded.objective.variables, expected, strict=True):
+                np.testing.assert_array_equal(ours.get_value(), theirs)
+    assert n_refused > 25
+
+    path.write_bytes(content)
+    header, arrays = read_arrays(path)
+    write_arrays(path, header | {"version": VERSION + 1}, arrays)
+    with pytest.raises(ValueError, match="newer version"):
+        emf.load(path, model=model)
+    write_arrays(path, {"format": "another"}, arrays)
+    with pytest.raises(ValueError, match="does not hold an approximation"):
+        emf.load(path, model=model)
+    with pytest.raises(FileNotFoundError):
+        emf.load(tmp_path / "nothing", model=model)
