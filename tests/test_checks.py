@@ -223,7 +223,7 @@ def test_loo_of_the_draws(rough):
 
 def test_poor_resampling_warns(rough, caplog, monkeypatch):
     approx, *_ = rough
-    monkeypatch.setattr("pymc_emf.variational.approximation.MAX_PARETO_K", -np.inf)
+    monkeypatch.setattr("pymc_emf.variational.approximation.HOPELESS_PARETO_K", -np.inf)
     approx.sample(10, importance=True)
     assert "cannot mend" in caplog.text
     with pytest.raises(TypeError, match="needs return_inferencedata"):

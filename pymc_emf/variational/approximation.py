@@ -36,7 +36,7 @@ from pymc_emf.engine.stopping import Stopping
 from pymc_emf.engine.storage import write_arrays
 from pymc_emf.program import Program
 from pymc_emf.trainable import constrained_value
-from pymc_emf.variational.diagnosis import MAX_PARETO_K, Diagnosis, log_ratio, resample, smooth
+from pymc_emf.variational.diagnosis import HOPELESS_PARETO_K, Diagnosis, log_ratio, resample, smooth
 from pymc_emf.variational.group import N_MOMENT_DRAWS, EMFGroup
 from pymc_emf.variational.objective import Objective
 from pymc_emf.variational.warm_start import WarmStart
@@ -283,12 +283,12 @@ class EMFApproximation(SingleGroupApproximation):
         n = self.objective.affordable(max(OVERSAMPLING * draws, MIN_CANDIDATES))
         value, log_p, log_q = self._weigh(self._noise(n, rng))
         smoothed = smooth(log_ratio(log_p, log_q))
-        if not smoothed.pareto_k <= MAX_PARETO_K:
+        if not smoothed.pareto_k <= HOPELESS_PARETO_K:
             logger.warning(
                 "Pareto k-hat is %.2f, above %.1f: importance resampling cannot mend the "
                 "approximation. Give the fit more steps (n=), or use pm.sample.",
                 smoothed.pareto_k,
-                MAX_PARETO_K,
+                HOPELESS_PARETO_K,
             )
         chosen = resample(smoothed.log_weights, draws, rng)
         stats = {"lp": log_p, "lq": log_q, "log_weight": smoothed.log_weights}

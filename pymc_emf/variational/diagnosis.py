@@ -9,7 +9,15 @@ import xarray as xr
 from arviz_stats.base import array_stats
 from scipy.special import logsumexp
 
-__all__ = ["MAX_PARETO_K", "Diagnosis", "Smoothed", "log_ratio", "resample", "smooth"]
+__all__ = [
+    "HOPELESS_PARETO_K",
+    "MAX_PARETO_K",
+    "Diagnosis",
+    "Smoothed",
+    "log_ratio",
+    "resample",
+    "smooth",
+]
 
 #: Above it, importance weights are unreliable, and so is the approximation.
 MAX_PARETO_K = 0.7
