@@ -208,6 +208,19 @@ def test_fresh_observations_from_a_function():
     )
 
 
+def test_a_function_that_returns_fewer_observations():
+    sizes = iter([100, 90])
+    estimator = emf.DensityEstimator("mean_field", random_seed=1)
+    with pytest.raises(ValueError, match="returned 90 observations after 100"):
+        estimator.fit(lambda rng, n: rng.normal(size=(next(sizes), 2)), n=300, progressbar=False)
+    assert len(estimator.hist) == 100  # what was learnt is kept
+
+
+def test_an_optimiser_of_pymc():
+    with pytest.raises(TypeError, match="must be an optax transformation"):
+        emf.DensityEstimator("mean_field").fit(normal_data(50), obj_optimizer=pm.adam())
+
+
 def test_callbacks_and_stop():
     seen = []
 

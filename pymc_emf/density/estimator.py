@@ -223,6 +223,10 @@ class DensityEstimator:
         _check_count("batch_size", batch_size)
         if patience is not None:
             _check_count("patience", patience)
+        if not isinstance(obj_optimizer, optax.GradientTransformation | None):
+            raise TypeError(
+                f"obj_optimizer must be an optax transformation, got {obj_optimizer!r}."
+            )
         rows, held_out, refill = self._read(X, batch_size, validation)
         if patience is not None and held_out is None:
             raise ValueError("patience needs held-out data; pass validation=.")
@@ -252,7 +256,9 @@ class DensityEstimator:
                     done += size
                     bad_steps = int(state.bad_steps)
                     store(flow.parameters, unpack(state.parameters))
-                    said = f"Loss = {np.nanmean(losses[max(0, done - 1000) : done]):,.5g}"
+                    recent = losses[max(0, done - 1000) : done]
+                    recent = recent[np.isfinite(recent)]
+                    said = f"Loss = {recent.mean() if recent.size else np.nan:,.5g}"
                     if held_out is not None and (done % every == 0 or done == n):
                         loss = -float(np.mean(self._many(held_out)[0]))
                         validations.append((len(self.hist) + done, loss))
@@ -294,8 +300,13 @@ class DensityEstimator:
             rng, n_rows = self._rng, batch_size * CHUNK_SIZE
 
             def refill():
-                rows, _ = self._space.read(X(rng, n_rows))
-                return rows
+                fresh, _ = self._space.read(X(rng, n_rows))
+                if len(fresh) != len(rows):
+                    raise ValueError(
+                        f"X(rng, {n_rows}) returned {len(fresh)} observations after {len(rows)}; "
+                        "return the same number at every call."
+                    )
+                return fresh
 
             drawn = X(rng, n_rows)
             self._bind(_width(drawn))
