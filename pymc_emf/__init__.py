@@ -27,7 +27,7 @@ from pymc_emf.variational.approximation import ELBO, EMFApproximation
 from pymc_emf.variational.asvi import ASVI
 from pymc_emf.variational.diagnosis import Diagnosis
 from pymc_emf.variational.inference import EMFApprox, fit
-from pymc_emf.variational.persistence import load
+from pymc_emf.variational.loading import load
 
 __all__ = [
     "ASVI",

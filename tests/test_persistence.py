@@ -10,7 +10,7 @@ import xarray as xr
 import pymc_emf as emf
 
 from pymc_emf.engine.storage import read_arrays, write_arrays
-from pymc_emf.variational.approximation import VERSION
+from pymc_emf.variational.persistence import VERSION
 
 
 def schools(name="theta", shape=3, scale=None):

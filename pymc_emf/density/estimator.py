@@ -27,7 +27,7 @@ from pymc_emf.density.distribution import FittedDistribution, log_density
 from pymc_emf.density.start import learning_rates, start_from_moments
 from pymc_emf.engine.batch import batch_jax
 from pymc_emf.engine.jax import jaxify
-from pymc_emf.engine.loop import MAX_BAD_STEPS, Chunk, compile_chunk, start_state
+from pymc_emf.engine.loop import CHUNK_SIZE, MAX_BAD_STEPS, Chunk, compile_chunk, start_state
 from pymc_emf.engine.optimizers import default_optimizer
 from pymc_emf.engine.packing import packing
 from pymc_emf.engine.stopping import Stopping
@@ -40,8 +40,6 @@ from pymc_emf.trainable import Trainable, constrained_value
 
 __all__ = ["DensityEstimator"]
 
-#: Steps of one compiled call. Callbacks, progress bar, validation and Ctrl-C come in between.
-CHUNK_SIZE = 100
 #: How often in a fit, at most, the held-out data are looked at.
 MAX_VALIDATIONS = 100
 

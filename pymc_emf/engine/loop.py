@@ -11,11 +11,14 @@ import optax
 
 from jax.sharding import Sharding
 
-__all__ = ["MAX_BAD_STEPS", "Chunk", "LoopState", "compile_chunk", "start_state"]
+__all__ = ["CHUNK_SIZE", "MAX_BAD_STEPS", "Chunk", "LoopState", "compile_chunk", "start_state"]
 
 Parameters = Any
 DrawFn = Callable[[jax.Array], Any]
 LossFn = Callable[[Parameters, Any, Any], jax.Array]
+
+#: Steps of one compiled call. Callbacks, progress bar and Ctrl-C are served in between.
+CHUNK_SIZE = 100
 
 #: Steps in a row whose loss or gradient may be non-finite before the loop gives up. Such steps
 #: change nothing, so an isolated overflow early on costs one step and no more.
@@ -48,9 +51,15 @@ class Chunk:
     """Several optimisation steps as one function, compiled in the background.
 
     The loop is the largest function of a fit; it compiles while the warm start runs.
+
+    Attributes
+    ----------
+    size : int
+        Most steps of one call.
     """
 
-    def __init__(self, lowered: jax.stages.Lowered, placement: Sharding | None):
+    def __init__(self, lowered: jax.stages.Lowered, size: int, placement: Sharding | None):
+        self.size = size
         self._compiled = _COMPILER.submit(lowered.compile)
         self._placement = placement
 
@@ -164,4 +173,4 @@ def compile_chunk(
     state, key = jax.device_put((state, jax.random.key(0)), placement)
     # The old state is not donated: an interrupt may strike before the new one is in hand.
     compiled = jax.jit(steps, out_shardings=None if placement is None else (placement, placement))
-    return Chunk(compiled.lower(state, key, 1), placement)
+    return Chunk(compiled.lower(state, key, 1), size, placement)

@@ -20,7 +20,8 @@ class Stopping(NamedTuple):
     reason : str
         "steps" (all that were asked for), "converged" (the ELBO no longer rose, see ``tol``),
         "exact" (the approximation is the posterior, up to rounding), "callback"
-        (``StopIteration``), "interrupted" (Ctrl-C) or "non-finite".
+        (``StopIteration``), "interrupted" (Ctrl-C), "non-finite", or "unfinished" (read from the
+        checkpoint of a fit on its way).
     step : int
         Number of steps taken.
     """

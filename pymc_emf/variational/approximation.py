@@ -4,7 +4,7 @@ import logging
 import os
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -33,19 +33,16 @@ from pymc_emf.engine.batch import Batched, batch_jax, batch_pytensor
 from pymc_emf.engine.graph import depends_on_minibatch, draws_at_random
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.engine.stopping import Stopping
-from pymc_emf.engine.storage import write_arrays
-from pymc_emf.program import Program
 from pymc_emf.trainable import constrained_value
 from pymc_emf.variational.diagnosis import HOPELESS_PARETO_K, Diagnosis, log_ratio, resample, smooth
 from pymc_emf.variational.group import N_MOMENT_DRAWS, EMFGroup
 from pymc_emf.variational.objective import Objective
+from pymc_emf.variational.persistence import write
 from pymc_emf.variational.warm_start import WarmStart
 
 __all__ = ["ELBO", "EMFApproximation", "make_rng"]
 
 logger = logging.getLogger(__name__)
-
-FORMAT, VERSION = "pymc-emf approximation", 1
 
 #: Draws among which importance resampling chooses, for each one that is asked for, and at least.
 OVERSAMPLING, MIN_CANDIDATES = 10, 10_000
@@ -79,14 +76,6 @@ class ELBO:
 def _check_draws(draws: Any) -> None:
     if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
         raise ValueError(f"draws must be a positive integer, got {draws!r}.")
-
-
-def signature(program: Program) -> list[Any]:
-    """Name, shape and transform of every free variable, as JSON can hold them."""
-    return [
-        [s.name, list(s.shape), "none" if s.transform is None else type(s.transform).__name__]
-        for s in program.sites_in_model_order
-    ]
 
 
 class EMFApproximation(SingleGroupApproximation):
@@ -131,6 +120,15 @@ class EMFApproximation(SingleGroupApproximation):
     @property
     def model(self) -> pm.Model:
         return self.objective.program.model
+
+    @property
+    def random_state(self) -> dict[str, Any]:
+        """State of the random stream that draws continue where they are given no seed."""
+        return dict(self._rng.bit_generator.state)
+
+    @random_state.setter
+    def random_state(self, state: dict[str, Any]) -> None:
+        self._rng.bit_generator.state = state
 
     def __str__(self) -> str:
         layers = " > ".join(type(layer).__name__ for layer in self.objective.flow.layers)
@@ -339,21 +337,7 @@ class EMFApproximation(SingleGroupApproximation):
         ----------
         path : path-like
         """
-        header = {
-            "format": FORMAT,
-            "version": VERSION,
-            "model": signature(self.objective.program),
-            "method": self.recipe["method"],
-            "options": self.recipe["options"],
-            "layers": [type(layer).__name__ for layer in self.objective.layers],
-            "warm_start": asdict(self.warm_start),
-            "stopping": self.stopping,
-            "pareto_k": self.pareto_k,
-            "timing": self.timing,
-            "random_state": self._rng.bit_generator.state,
-        }
-        values = [v.get_value() for v in self.objective.variables]
-        write_arrays(path, header, [*values, np.asarray(self.hist, dtype=float)])
+        write(path, self)
 
     # --- what the fit says -----------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """The inference method: ``pm.fit(method=EMFApprox())``."""
 
 import logging
+import os
 import time
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,10 +32,11 @@ from rich.theme import Theme
 from pymc_emf.bijections.root_finding import RootFinder, check_root_finder
 from pymc_emf.engine.compile import compile_bijection
 from pymc_emf.engine.devices import Devices, check_devices, shardings
-from pymc_emf.engine.loop import MAX_BAD_STEPS, Chunk, compile_chunk, start_state
-from pymc_emf.engine.optimizers import cool_down, default_optimizer, from_pymc
+from pymc_emf.engine.loop import CHUNK_SIZE, Chunk, LoopState, compile_chunk, start_state
+from pymc_emf.engine.optimizers import default_optimizer, from_pymc
 from pymc_emf.engine.packing import packing
-from pymc_emf.engine.stopping import EXACT, Stopping, has_plateaued, is_exact
+from pymc_emf.engine.run import Run
+from pymc_emf.engine.stopping import EXACT, Stopping
 from pymc_emf.exceptions import NonFiniteELBOError
 from pymc_emf.layers import StructuredLayer, make_layers
 from pymc_emf.layers.parameters import store
@@ -42,6 +44,7 @@ from pymc_emf.layers.presets import LayerSpec, check_layers
 from pymc_emf.layers.structured import Gate
 from pymc_emf.program import Program
 from pymc_emf.variational.approximation import EMFApproximation, make_rng
+from pymc_emf.variational.checkpoint import Checkpoint
 from pymc_emf.variational.checks import (
     explain,
     keep_the_better,
@@ -56,13 +59,8 @@ __all__ = ["EMFApprox", "fit"]
 
 logger = logging.getLogger(__name__)
 
-#: Steps of one compiled call. Callbacks, progress bar and Ctrl-C are served in between.
-CHUNK_SIZE = 100
 #: Random numbers made at once, for several steps: 32 MB.
 MAX_NUMBERS_AHEAD = 2**22
-
-#: Steps over which the rates fall to zero once the ELBO has stopped rising.
-COOL_DOWN = 1000
 
 #: Candidates of the warm start are tried out for this share of the steps, within bounds. Rounds
 #: of trials end once a larger share is spent.
@@ -199,7 +197,9 @@ class EMFApprox(Inference):
         self._prepared = False
         self._gate_rates: list[np.ndarray] | None = None
         self._loop: _Loop | None = None
+        self._n_steps = 0  # of all fits so far
         self._rng = make_rng(random_seed)
+        self._seed = None if random_seed is None else dict(self._rng.bit_generator.state)
         if model is not None:
             self._bind()
 
@@ -278,6 +278,8 @@ class EMFApprox(Inference):
         total_grad_norm_constraint: float | None = None,
         tol: float | None = None,
         devices: Sequence[jax.Device] | None = None,
+        checkpoint: str | os.PathLike | None = None,
+        every: int = 1000,
         compile_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> EMFApproximation:
@@ -315,6 +317,12 @@ class EMFApprox(Inference):
             Devices over which the draws of a step are distributed, ``jax.devices()`` for all. The
             result is that of one device, up to rounding. By default JAX's default device. Not
             with other backends than JAX.
+        checkpoint : path-like, optional
+            File to which the fit is written while it runs. If it exists, the fit goes on from
+            there, and the result is that of a fit which was not interrupted; after a fit's last
+            step, only its last check is left to do. Not with other backends than JAX.
+        every : int
+            Number of steps between two writes, rounded up to hundreds.
         compile_kwargs : dict, optional
             For ``pytensor.function``; not with JAX.
         **kwargs
@@ -331,7 +339,8 @@ class EMFApprox(Inference):
             functions.
         ValueError
             If ``n`` or ``obj_n_mc`` is not positive, if ``obj_n_mc`` draws cannot be dealt evenly
-            to the devices, or if the model cannot be fitted.
+            to the devices, if the model cannot be fitted, or if the file of ``checkpoint`` is
+            damaged, or of another fit.
         NonFiniteELBOError
             If the ELBO stays non-finite for several steps. What was learnt until then is kept.
         """
@@ -350,21 +359,50 @@ class EMFApprox(Inference):
             raise TypeError("tol needs the JAX engine; leave out backend=, or tol=.")
         if devices is not None and not with_jax:
             raise TypeError("devices needs the JAX engine; leave out backend=, or devices=.")
+        if checkpoint is not None and not with_jax:
+            raise TypeError("checkpoint needs the JAX engine; leave out backend=, or checkpoint=.")
+        _check_positive("every", every)
         devices = check_devices(devices, obj_n_mc)
         callbacks = None if callbacks is None else _check_callbacks(callbacks)
+        file = None
+        if checkpoint is not None:
+            settings = {
+                "n": n,
+                "obj_n_mc": obj_n_mc,
+                "obj_optimizer": "default" if obj_optimizer is None else "own",
+                "total_grad_norm_constraint": total_grad_norm_constraint,
+                "tol": tol,
+                "number of steps before it": self._n_steps,
+                "warm_start": self.warm_start,
+                "random_seed": self._seed,
+                "method": type(self).__name__,
+                **self._options(),
+            }
+            file = Checkpoint(checkpoint, every, settings)
         approx = self._bind()
         approx.timing["compile"] = 0.0
         approx.groups[0].include_transformed = include_transformed
         started = time.perf_counter()
         try:
+            if file is not None:
+                file.check(approx)
             start = None if self._prepared else self._rewrite(approx)
             if with_jax:
                 self._loop = self._compile(
                     n, obj_optimizer, total_grad_norm_constraint, obj_n_mc, devices
                 )
-            if not self._prepared:
-                self._find_start(approx, start, n)
-                n -= approx.warm_start.n_steps
+            run: Run | None = None
+            if file is not None and file.exists:
+                run, before = self._take_up(approx, file)
+            else:
+                if not self._prepared:
+                    self._find_start(approx, start, n)
+                    n -= approx.warm_start.n_steps
+                before = _values(approx.objective.parameters)
+                if with_jax:
+                    run = self._begin(n)
+                if file is not None:
+                    file.begin(approx.objective, before)
         except BaseException:
             if not self._prepared:
                 del self.objective  # as if fit had never been called
@@ -391,8 +429,10 @@ class EMFApprox(Inference):
         approx.use_backend(None)
         self._run_jax(
             approx,
-            n,
+            run,
+            before,
             self._loop,
+            file,
             tol=tol,
             score=score is not False,
             callbacks=callbacks or [],
@@ -445,14 +485,10 @@ class EMFApprox(Inference):
         """Train for a few steps, to see what becomes of a start; return their number."""
         objective = self.approx.objective
         self._set_gate_rates()
-        pack, unpack = packing(_values(objective.parameters))
-        optimizer = _clipped(self._default_optimizer(n_steps), loop.norm)
-        state = start_state(
-            pack(_values(objective.parameters)), optimizer, _values(objective.buffers)
-        )
+        state, unpack = self._state(n_steps)
         key = jax.random.key(int(self._rng.integers(2**31)))
-        for done in range(0, n_steps, CHUNK_SIZE):
-            state, _ = loop.chunk(state, key, min(CHUNK_SIZE, n_steps - done))
+        for done in range(0, n_steps, loop.chunk.size):
+            state, _ = loop.chunk(state, key, min(loop.chunk.size, n_steps - done))
         store(objective.parameters, unpack(state.parameters))
         return n_steps
 
@@ -507,77 +543,102 @@ class EMFApprox(Inference):
         pack, _ = packing(_values(objective.parameters))
         return default_optimizer(n, pack(rates))
 
-    def _run_jax(self, approx, n, loop, *, tol, score, callbacks, progress) -> None:
+    def _begin(self, n: int) -> Run:
+        """Make a run of ``n`` steps from the parameters as they are."""
+        state, _ = self._state(n)
+        return Run(state, int(self._rng.integers(2**31)), np.full(n, np.nan), n)
+
+    def _take_up(self, approx: EMFApproximation, file: Checkpoint) -> tuple[Run, list[np.ndarray]]:
+        """Return the run of a file, and the parameters before its first step."""
+        like, _ = self._state(1)
+        run, before, self._gate_rates, random_state = file.take_up(approx, like)
+        self._rng.bit_generator.state = random_state
+        self.hist = approx.hist
+        return run, before
+
+    def _state(self, n: int) -> tuple[LoopState, Callable]:
+        """State of the loop before the first of ``n`` steps, and how to unpack its parameters."""
+        objective, loop = self.approx.objective, self._loop
+        assert loop is not None
+        values = _values(objective.parameters)
+        ours = loop.obj_optimizer is None
+        pack, unpack = packing(values) if ours else (list, list)
+        optimizer = self._default_optimizer(n) if ours else loop.optimizer
+        buffers = _values(objective.buffers)
+        return start_state(pack(values), _clipped(optimizer, loop.norm), buffers), unpack
+
+    def _run_jax(self, approx, run, before, loop, file, *, tol, score, callbacks, progress) -> None:
         """Run the fused loop."""
         objective = approx.objective
-        parameters = objective.parameters
-        before = _values(parameters)
-        ours = loop.obj_optimizer is None
         # the exact posterior under some parameters of the model is not that under the best
-        learns_model = bool(objective.program.parameters)
-        pack, unpack = packing(before) if ours else (list, list)
-        optimizer = self._default_optimizer(n) if ours else loop.optimizer
-        state = start_state(
-            pack(before), _clipped(optimizer, loop.norm), _values(objective.buffers)
-        )
-        key = jax.random.key(int(self._rng.integers(2**31)))
+        may_be_exact = not objective.program.parameters
+        ours, (_, unpack) = loop.obj_optimizer is None, self._state(run.n)
+        earlier, first = self.hist, run.done
         begin = time.perf_counter()
         loop.chunk.wait()
         approx.timing["compile"] += time.perf_counter() - begin
 
-        losses = np.full(n, np.nan)
-        done, end, bad_steps, stepping = 0, n, 0, 0.0
-        reason, stopped = "steps", ""
+        def keep(reason: str) -> None:
+            store(objective.parameters, unpack(run.state.parameters))
+            kept = run.done - run.bad_steps if run.failed else run.done
+            self.hist = np.concatenate([earlier, run.losses[:kept] if score else []])
+            approx.hist = self.hist
+            approx.stopping = Stopping(reason, run.done)
+
+        def write() -> None:
+            random_state = dict(self._rng.bit_generator.state)
+            file.write(approx, run, before, self._gate_rates, len(earlier), random_state)
+
+        stepping, reason, stopped = 0.0, None, ""
         try:
             with progress:
-                task = progress.add_task("Fitting", total=n, loss="")
-                while done < end and bad_steps < MAX_BAD_STEPS:
+                task = progress.add_task("Fitting", total=run.n, completed=run.done, loss="")
+                if file is not None and file.is_due(run):
+                    write()
+                while not run.over:
                     begin = time.perf_counter()
-                    size = min(CHUNK_SIZE, end - done)
-                    state, losses[done : done + size] = loop.chunk(state, key, size)
-                    done += size
-                    bad_steps = int(state.bad_steps)
+                    size = run.advance(loop.chunk)
                     stepping += time.perf_counter() - begin
-                    loss = _average(losses[:done])
-                    progress.update(task, advance=size, loss=f"Average Loss = {loss:,.5g}")
+                    losses = run.losses[: run.done]
+                    progress.update(
+                        task, advance=size, loss=f"Average Loss = {_average(losses):,.5g}"
+                    )
                     if callbacks:
-                        store(parameters, unpack(state.parameters))
+                        store(objective.parameters, unpack(run.state.parameters))
                     for callback in callbacks:
-                        callback(approx, losses[:done] if score else None, done)
-                    recent = losses[done - size : done]
-                    if is_exact(recent, loop.n_draws) and not learns_model:
-                        reason, end = "exact", done
-                    elif (
-                        tol is not None and reason == "steps" and has_plateaued(losses[:done], tol)
-                    ):
-                        reason, end = "converged", done
-                        if ours:
-                            end = min(n, done + COOL_DOWN)
-                            state = state._replace(optimizer=cool_down(state.optimizer, end - done))
+                        callback(approx, losses if score else None, run.done)
+                    run.consider(size, loop.n_draws, tol, may_be_exact=may_be_exact, cools=ours)
+                    if file is not None and file.is_due(run) and not run.failed:
+                        keep(run.reason if run.over else "unfinished")
+                        write()
         except KeyboardInterrupt:
             reason = "interrupted"
         except StopIteration as interruption:
-            reason, stopped = "callback", str(interruption)
+            run.reason, run.end, stopped = "callback", run.done, str(interruption)
         finally:
-            store(parameters, unpack(state.parameters))
-            failed = bad_steps >= min(MAX_BAD_STEPS, n)
-            kept = done - bad_steps if failed else done
-            self.hist = np.concatenate([self.hist, losses[:kept] if score else []])
-            approx.hist = self.hist
-            approx.stopping = Stopping("non-finite" if failed else reason, done)
-            approx.timing["step"] = stepping / max(done, 1)
-            self.state = State(done, step=loop.chunk, callbacks=callbacks, score=score)
+            failed = run.failed
+            keep("non-finite" if failed else reason or (run.reason if run.over else "unfinished"))
+            approx.timing["step"] = stepping / max(run.done - first, 1)
+            self._n_steps += run.done
+            self.state = State(run.done, step=loop.chunk, callbacks=callbacks, score=score)
+            if file is not None and not failed:
+                write()
 
+        reason = reason or run.reason
         if failed:
+            kept = run.done - run.bad_steps
             raise NonFiniteELBOError(
-                explain(objective, jax.random.fold_in(key, kept), loop.n_draws, kept)
+                explain(objective, jax.random.fold_in(run.key, kept), loop.n_draws, kept)
             )
-        losses, percent = losses[:done], 100 * done // n
+        done, n, losses = run.done, run.n, run.losses[: run.done]
         if reason in ("callback", "interrupted"):
             if stopped:
                 logger.info("%s", stopped)
             logger.info(
-                "Interrupted at %d [%d%%]: Average Loss = %.5g", done, percent, _average(losses)
+                "Interrupted at %d [%d%%]: Average Loss = %.5g",
+                done,
+                100 * done // n,
+                _average(losses),
             )
             return
         drawn, log_weights = keep_the_better(objective, before, self._rng)

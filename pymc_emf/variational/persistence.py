@@ -1,105 +1,107 @@
-"""Approximations in files, which hold numbers and no code."""
+"""Files that hold an approximation: numbers, and no code."""
 
 import os
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pymc as pm
-
-from pymc.model import modelcontext
 
 from pymc_emf.engine.stopping import Stopping
-from pymc_emf.engine.storage import read_arrays
+from pymc_emf.engine.storage import read_arrays, write_arrays
 from pymc_emf.layers.parameters import store
-from pymc_emf.layers.presets import LayerSpec
 from pymc_emf.program import Program
-from pymc_emf.variational.approximation import FORMAT, VERSION, EMFApproximation, signature
-from pymc_emf.variational.asvi import ASVI
-from pymc_emf.variational.inference import EMFApprox
 from pymc_emf.variational.warm_start import WarmStart
 
-__all__ = ["load"]
+if TYPE_CHECKING:
+    from pymc_emf.variational.approximation import EMFApproximation
 
-METHODS = {"EMFApprox": EMFApprox, "ASVI": ASVI}
+__all__ = ["FORMAT", "VERSION", "Saved", "check_model", "read", "restore", "write"]
+
+FORMAT, VERSION = "pymc-emf approximation", 1
 
 
-def load(
-    path: str | os.PathLike, model: pm.Model | None = None, *, layers: LayerSpec = None
-) -> EMFApproximation:
-    """Read an approximation that ``approx.save`` has written.
+@dataclass(frozen=True)
+class Saved:
+    """What a file holds.
+
+    Attributes
+    ----------
+    path : path-like
+    header : dict
+        What is said about the approximation.
+    values : list of ndarray
+        Of the variables of its objective.
+    hist : ndarray
+    further : list of ndarray
+        What a checkpoint needs beyond them.
+    """
+
+    path: str | os.PathLike
+    header: dict[str, Any]
+    values: list[np.ndarray]
+    hist: np.ndarray
+    further: list[np.ndarray]
+
+
+def write(
+    path: str | os.PathLike,
+    approx: "EMFApproximation",
+    header: dict[str, Any] | None = None,
+    further: Sequence[np.ndarray] = (),
+) -> None:
+    """Write an approximation to a file, at once or not at all.
 
     Parameters
     ----------
     path : path-like
-    model : pymc.Model, optional
-        The model that was fitted, made again; by default the one in context. Its free variables
-        must have the same names, shapes and transforms.
-    layers : str, Bijection, callable or sequence of these, optional
-        The layers, if the fit was given others than names: a file holds no code.
+    approx : EMFApproximation
+    header : dict, optional
+        Entries that are added, or replace those of the same name.
+    further : sequence of ndarray
+    """
+    values = [v.get_value() for v in approx.objective.variables]
+    entries = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": _signature(approx.objective.program),
+        "method": approx.recipe["method"],
+        "options": approx.recipe["options"],
+        "layers": [type(layer).__name__ for layer in approx.objective.layers],
+        "n_values": len(values),
+        "warm_start": asdict(approx.warm_start),
+        "stopping": approx.stopping,
+        "pareto_k": approx.pareto_k,
+        "timing": approx.timing,
+        "random_state": approx.random_state,
+    }
+    hist = np.asarray(approx.hist, dtype=float)
+    write_arrays(path, entries | (header or {}), [*values, hist, *further])
 
-    Returns
-    -------
-    EMFApproximation
-        With the parameters, losses, and random stream as they were saved.
+
+def read(path: str | os.PathLike) -> Saved:
+    """Read what :func:`write` has written.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is damaged, of a newer version, of another model or of other layers.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> import pymc as pm
-    >>> import pymc_emf as emf
-    >>> with pm.Model() as model:
-    ...     mu = pm.Normal("mu", 0.0, 10.0)
-    ...     y = pm.Normal("y", mu, 1.0, observed=[1.0, 2.0, 3.0])
-    >>> approx = emf.fit(500, model=model, random_seed=1, progressbar=False)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     approx.save(Path(folder, "fit"))
-    ...     again = emf.load(Path(folder, "fit"), model=model)
-    >>> again.elbo(random_seed=2).mean == approx.elbo(random_seed=2).mean
-    True
+        If the file is damaged, none of ours, or of a newer version.
     """
     header, arrays = read_arrays(path)
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} does not hold an approximation.")
     if header["version"] > VERSION:
         raise ValueError(f"{path} was written by a newer version of this package; update pymc-emf.")
-    model = modelcontext(model)
-    _check_model(path, header["model"], signature(Program(model)))
-    options = dict(header["options"])
-    if options.get("layers", "") is None and header["layers"]:
-        if layers is None:
-            raise ValueError(
-                f"{path} is of a fit with layers of its own ({', '.join(header['layers'])}); pass "
-                "the same ones as layers=."
-            )
-        options["layers"] = layers
-    approx = METHODS[header["method"]](model, random_seed=0, **options).approx
-    *values, hist = arrays
-    variables = approx.objective.variables
-    names = [type(layer).__name__ for layer in approx.objective.layers]
-    if names != header["layers"] or [(v.type.shape, v.type.dtype) for v in variables] != [
-        (a.shape, a.dtype.name) for a in values
-    ]:
-        raise ValueError(
-            f"{path} is of other layers ({', '.join(header['layers'])}) than these "
-            f"({', '.join(names)}); pass the same ones as layers=."
-        )
-    store(variables, values)
-    _restore(approx, header, hist)
-    return approx
+    n = header["n_values"]
+    return Saved(path, header, arrays[:n], arrays[n], arrays[n + 1 :])
 
 
-def _check_model(path: Any, saved: Sequence[Any], given: Sequence[Any]) -> None:
+def check_model(path: str | os.PathLike, saved: Sequence[Any], program: Program) -> None:
     """Refuse a file of another model, and say where it differs."""
+    given = _signature(program)
     names = [name for name, *_ in saved]
     others = [name for name, *_ in given]
     if names != others:
@@ -115,11 +117,36 @@ def _check_model(path: Any, saved: Sequence[Any], given: Sequence[Any]) -> None:
             )
 
 
-def _restore(approx: EMFApproximation, header: dict[str, Any], hist: np.ndarray) -> None:
-    approx.hist = hist
+def check_layers(approx: "EMFApproximation", saved: Saved) -> None:
+    """Refuse a file whose layers, or the shapes of their parameters, are others."""
+    variables = approx.objective.variables
+    names = [type(layer).__name__ for layer in approx.objective.layers]
+    if names != saved.header["layers"] or [(v.type.shape, v.type.dtype) for v in variables] != [
+        (a.shape, a.dtype.name) for a in saved.values
+    ]:
+        raise ValueError(
+            f"{saved.path} is of other layers ({', '.join(saved.header['layers'])}) than these "
+            f"({', '.join(names)}); pass the same ones as layers=."
+        )
+
+
+def restore(approx: "EMFApproximation", saved: Saved) -> None:
+    """Bring an approximation to where it was when the file was written."""
+    check_layers(approx, saved)
+    header = saved.header
+    store(approx.objective.variables, saved.values)
+    approx.hist = saved.hist
     approx.warm_start = WarmStart(**header["warm_start"])
     stopping = header["stopping"]
     approx.stopping = None if stopping is None else Stopping(*stopping)
     approx.pareto_k = header["pareto_k"]
     approx.timing = header["timing"]
-    approx._rng.bit_generator.state = header["random_state"]
+    approx.random_state = header["random_state"]
+
+
+def _signature(program: Program) -> list[Any]:
+    """Name, shape and transform of every free variable, as JSON can hold them."""
+    return [
+        [s.name, list(s.shape), "none" if s.transform is None else type(s.transform).__name__]
+        for s in program.sites_in_model_order
+    ]
