@@ -25,6 +25,7 @@ from pymc_emf.program import Program
 from pymc_emf.trainable import parameter
 from pymc_emf.variational.approximation import ELBO, EMFApproximation
 from pymc_emf.variational.asvi import ASVI
+from pymc_emf.variational.calibration import Calibration, calibrate
 from pymc_emf.variational.diagnosis import Diagnosis
 from pymc_emf.variational.inference import EMFApprox, fit
 from pymc_emf.variational.loading import load
@@ -34,6 +35,7 @@ __all__ = [
     "ELBO",
     "Affine",
     "Bijection",
+    "Calibration",
     "Chain",
     "Coupling",
     "DensityEstimator",
@@ -50,6 +52,7 @@ __all__ = [
     "Program",
     "StructuredLayer",
     "bijection",
+    "calibrate",
     "compile",
     "describe",
     "fit",

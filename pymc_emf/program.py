@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import pymc as pm
+import pytensor
 import pytensor.tensor as pt
 
 from pymc.exceptions import NotConstantValueError
@@ -144,6 +145,8 @@ class Program:
     ----------
     model : pymc.Model
         The outermost model; nested models belong to it.
+    data_may_change : bool
+        Whether the observed data are shared variables, ``data``, rather than constants.
 
     Attributes
     ----------
@@ -153,6 +156,9 @@ class Program:
         The same model with constant dims and data, to which the sites' variables belong.
     sites : tuple of Site
         In topological order.
+    data : dict
+        Names of the observed variables to shared variables that hold their data; empty unless
+        the data may change.
     size : int
         Number of elements of the flat noise and value vectors, laid out in the order of
         ``model.free_RVs``.
@@ -168,12 +174,13 @@ class Program:
         variable holds NaN.
     """
 
-    def __init__(self, model: pm.Model, *, _roll: bool = True):
+    def __init__(self, model: pm.Model, *, data_may_change: bool = False, _roll: bool = True):
         _check(model)
         self.model = model
         self._roll = _roll  # False for tests, which compare
         self._alone: set[str] = set()
         self.frozen = _freeze(model)
+        self.data = _thaw_data(self.frozen) if data_may_change else {}
         self.sites = tuple(self._walk())
         self.size = sum(site.size for site in self.sites)
 
@@ -542,6 +549,24 @@ def _freeze(model: pm.Model) -> pm.Model:
                 return freeze_dims_and_data(model)
         finally:
             model.rvs_to_initial_values.update(initial_values)
+
+
+def _thaw_data(frozen: pm.Model) -> dict[str, SharedVariable]:
+    """Put shared variables in the place of a model's observed data."""
+    data = {}
+    for rv in frozen.observed_RVs:
+        value = frozen.rvs_to_values[rv]
+        observed = _constant_data(value)
+        if observed is None:
+            raise ValueError(
+                f"The data of {rv.name} are computed, as a minibatch for example; give it constant "
+                "data."
+            )
+        shared = pytensor.shared(np.array(observed), name=value.name, shape=observed.shape)
+        del frozen.values_to_rvs[value]
+        frozen.rvs_to_values[rv], frozen.values_to_rvs[shared] = shared, rv
+        data[str(rv.name)] = shared
+    return data
 
 
 def _static_shape(variable: TensorVariable, shape_of: TensorVariable) -> tuple[int, ...]:

@@ -15,7 +15,14 @@ from pymc_emf.engine.loop import LoopState
 from pymc_emf.engine.run import Run
 from pymc_emf.layers.parameters import store
 from pymc_emf.variational.objective import Objective
-from pymc_emf.variational.persistence import check_layers, check_model, read, restore, write
+from pymc_emf.variational.persistence import (
+    check_layers,
+    check_model,
+    check_settings,
+    read,
+    restore,
+    write,
+)
 
 if TYPE_CHECKING:
     from pymc_emf.variational.approximation import EMFApproximation
@@ -73,15 +80,10 @@ class Checkpoint:
             return
         header = self._saved.header
         check_model(self.path, header["model"], approx.objective.program)
-        for name, value in self.settings.items():
-            saved = header["fit"]["settings"][name]
-            if saved == value or (name == "random_seed" and value is None):
-                continue
-            other = "" if name == "random_seed" else f" ({saved}, and here {value})"
-            raise ValueError(
-                f"{self.path} holds a fit with another {name}{other}; give this one a checkpoint= "
-                "of its own, or delete the file."
-            )
+        settings = dict(self.settings)
+        if settings["random_seed"] is None:  # any will do
+            settings["random_seed"] = header["fit"]["settings"]["random_seed"]
+        check_settings(self.path, header["fit"]["settings"], settings)
         check_layers(approx, self._saved)
 
     def take_up(
@@ -120,7 +122,7 @@ class Checkpoint:
             run = Run.from_numbers(fit["run"], saved.further[n + len(gate_rates) :], like)
         except ValueError as error:
             raise ValueError(
-                f"{self.path} holds a fit with another optimiser; give the same obj_optimizer=."
+                f"{self.path} was begun with another optimiser; give the same obj_optimizer=."
             ) from error
         tolerance = np.sqrt(np.finfo(pytensor.config.floatX).eps)
         expected = np.array(fit["log_density"], dtype=float)
@@ -128,8 +130,8 @@ class Checkpoint:
         if not np.allclose(found, expected, rtol=tolerance, atol=tolerance, equal_nan=True):
             raise ValueError(
                 f"{self.path} is of another model or of other data: their log density is "
-                f"{expected[0]:.6g} where it is {found[0]:.6g} here; give this fit a checkpoint= "
-                "of its own, or delete the file."
+                f"{expected[0]:.6g} where it is {found[0]:.6g} here; give another "
+                "checkpoint=, or delete the file."
             )
         timing = approx.timing
         restore(approx, saved)

@@ -163,11 +163,11 @@ def explain(objective: Objective, key: jax.Array, n_draws: int, step: int) -> st
     values = [jnp.asarray(v.get_value()) for v in objective.variables]
 
     def terms(values):
-        layer_values, gates = objective.split(values)
+        layer_values, target = objective.split(values)
 
         def single(noise):
             inner, _ = objective.structured_noise(layer_values, noise)
-            return objective.terms(gates, inner, minibatches)
+            return objective.terms(target, inner, minibatches)
 
         return jax.vmap(single)(noise)
 

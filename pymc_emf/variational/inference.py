@@ -55,7 +55,7 @@ from pymc_emf.variational.diagnosis import smooth
 from pymc_emf.variational.objective import Gradient, Objective
 from pymc_emf.variational.warm_start import evaluate_prior, gate_sensitivity, start_at, warm_start
 
-__all__ = ["EMFApprox", "fit"]
+__all__ = ["OPTIONS", "EMFApprox", "check_positive", "fit"]
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +161,8 @@ class EMFApprox(Inference):
 
     #: Learning rate of what is trained in the structured layer.
     _gate_rate = GATE_LEARNING_RATE
+    #: Whether a fit to other data shall find everything compiled.
+    _data_may_change = False
 
     def __init__(
         self,
@@ -231,14 +233,32 @@ class EMFApprox(Inference):
             )
         model = modelcontext(model)
         start = time.perf_counter()
-        structured = self._structured_layer(Program(model))
+        structured = self._structured_layer(Program(model, data_may_change=self._data_may_change))
         layers = make_layers(self.layers, structured.size, self._rng, structured.program.hubs)
         objective = Objective(layers, structured, self.gradient)
         approx = EMFApproximation(objective, random_seed=self._rng)
         approx.recipe = {"method": type(self).__name__, "options": self._options()}
         self.objective = KL(approx)(None)
         approx.timing["rewrite"] = time.perf_counter() - start
+        self._initial = _values(objective.variables)
         return approx
+
+    def _expect_other_data(self, model: pm.Model) -> None:
+        """Serve a model whose data will change from fit to fit."""
+        if "objective" in self.__dict__:
+            raise ValueError("The method has been used already; make a new one for each model.")
+        self._model, self._data_may_change = model, True
+
+    def _renew(self, data: Mapping[str, np.ndarray], random_seed: Sequence[int]) -> None:
+        """Forget what was learnt, but not what was compiled, and take other data."""
+        approx = self._bind()
+        store(approx.objective.variables, self._initial)
+        for name, variable in approx.objective.program.data.items():
+            variable.set_value(np.asarray(data[name], dtype=variable.type.dtype))
+        self._rng, draws_rng = np.random.default_rng(random_seed).spawn(2)
+        approx.random_state = dict(draws_rng.bit_generator.state)
+        self.hist = approx.hist = np.asarray(())
+        self._prepared, self._gate_rates, self._n_steps = False, None, 0
 
     def _options(self) -> dict[str, Any]:
         """Options that a file can hold; layers are None unless they are names."""
@@ -344,8 +364,8 @@ class EMFApprox(Inference):
         NonFiniteELBOError
             If the ELBO stays non-finite for several steps. What was learnt until then is kept.
         """
-        _check_positive("n", n)
-        _check_positive("obj_n_mc", obj_n_mc)
+        check_positive("n", n)
+        check_positive("obj_n_mc", obj_n_mc)
         if tol is not None and not tol >= 0:
             raise ValueError(f"tol must be None or a non-negative number of nats, got {tol!r}.")
         with_jax = _is_jax(backend, compile_kwargs)
@@ -361,7 +381,7 @@ class EMFApprox(Inference):
             raise TypeError("devices needs the JAX engine; leave out backend=, or devices=.")
         if checkpoint is not None and not with_jax:
             raise TypeError("checkpoint needs the JAX engine; leave out backend=, or checkpoint=.")
-        _check_positive("every", every)
+        check_positive("every", every)
         devices = check_devices(devices, obj_n_mc)
         callbacks = None if callbacks is None else _check_callbacks(callbacks)
         file = None
@@ -715,7 +735,8 @@ def _average(losses: np.ndarray) -> float:
     return float(recent.mean()) if recent.size else np.nan
 
 
-def _check_positive(name: str, value: Any) -> None:
+def check_positive(name: str, value: Any) -> None:
+    """Raise unless the value of an argument is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}.")
 
@@ -821,8 +842,9 @@ def fit(
     >>> round(float(approx.gates["mu"]), 1)
     1.0
     """
-    options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
+    options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
     return EMFApprox(model, random_seed=random_seed, start=start, **options).fit(n, **kwargs)
 
 
-_OPTIONS = set(signature(EMFApprox).parameters) - {"model", "random_seed", "start"}
+#: Names of the options of :class:`EMFApprox` that :func:`fit` passes on.
+OPTIONS = set(signature(EMFApprox).parameters) - {"model", "random_seed", "start"}

@@ -81,9 +81,14 @@ class Objective:
         return [*self.layer_parameters, *self.structured.parameters]
 
     @property
+    def data(self) -> list[SharedVariable]:
+        """Observed data, as far as they may change from fit to fit."""
+        return list(self.program.data.values())
+
+    @property
     def buffers(self) -> list[SharedVariable]:
-        """What the warm start sets and the fit leaves alone."""
-        return [b for layer in self.layers for b in layer.buffers]
+        """What the fit leaves alone: what the warm start has set, and data that may change."""
+        return [*(b for layer in self.layers for b in layer.buffers), *self.data]
 
     @property
     def layer_variables(self) -> list[SharedVariable]:
@@ -91,9 +96,14 @@ class Objective:
         return [v for layer in self.layers for v in layer.variables]
 
     @property
+    def target_variables(self) -> list[SharedVariable]:
+        """Parameters of the structured layer, and data that may change."""
+        return [*self.structured.parameters, *self.data]
+
+    @property
     def variables(self) -> list[SharedVariable]:
         """Parameters and buffers, in the order in which the JAX functions take their values."""
-        return [*self.layer_variables, *self.structured.parameters]
+        return [*self.layer_variables, *self.target_variables]
 
     @property
     def check_bounds(self) -> bool:
@@ -105,7 +115,7 @@ class Objective:
 
     @cached_property
     def _target(self):
-        """JAX function of gates, structured noise and minibatch indices.
+        """JAX function of the target's variables, structured noise and minibatch indices.
 
         Returns the value, the log-density terms of the model, batch by batch, and log|det F|.
         """
@@ -117,7 +127,7 @@ class Objective:
         outputs, self._minibatches = expose_minibatches([value, *terms, log_det])
         indices = [index for index, _ in self._minibatches]
         return jaxify(
-            [*self.structured.parameters, noise, *indices], outputs, check_bounds=self.check_bounds
+            [*self.target_variables, noise, *indices], outputs, check_bounds=self.check_bounds
         )
 
     @cached_property
@@ -169,31 +179,31 @@ class Objective:
         """Names of the log-density terms."""
         return self.program.term_names
 
-    def terms(self, gates, noise, minibatches):
+    def terms(self, target, noise, minibatches):
         """Log-density terms, in order of ``term_names``, at structured noise (JAX)."""
-        _, *batches, _ = self._target(*gates, noise, *minibatches)
+        _, *batches, _ = self._target(*target, noise, *minibatches)
         terms = split_batches(list(zip(self._batch_names, batches, strict=True)))
         return [terms[name] for name in self.term_names]
 
-    def evaluate(self, gates, noise, minibatches):
+    def evaluate(self, target, noise, minibatches):
         """Value, log joint density and log|det F| at structured noise (JAX)."""
-        value, *batches, log_det = self._target(*gates, noise, *minibatches)
+        value, *batches, log_det = self._target(*target, noise, *minibatches)
         totals = [
             batch.sum() if jnp.ndim(batch) else len(names) * batch
             for names, batch in zip(self._batch_names, batches, strict=True)
         ]
         return value, sum(totals), log_det
 
-    def evaluate_all(self, gates, noise):
+    def evaluate_all(self, target, noise):
         """The same, of all data (JAX)."""
-        value, log_p, log_det = self.evaluate(gates, noise, self.first_minibatches)
+        value, log_p, log_det = self.evaluate(target, noise, self.first_minibatches)
         if self.has_minibatches:
-            log_p = jax.lax.map(lambda m: self.evaluate(gates, noise, m)[1], self.sweep).mean()
+            log_p = jax.lax.map(lambda m: self.evaluate(target, noise, m)[1], self.sweep).mean()
         return value, log_p, log_det
 
-    def pulled_back(self, gates, noise, minibatches):
+    def pulled_back(self, target, noise, minibatches):
         """Log density of the posterior, unnormalised, in the structured layer's noise (JAX)."""
-        _, log_p, log_det = self.evaluate(gates, noise, minibatches)
+        _, log_p, log_det = self.evaluate(target, noise, minibatches)
         return log_p + log_det
 
     def structured_noise(self, layer_values, noise):
@@ -210,7 +220,7 @@ class Objective:
         return noise.astype(pytensor.config.floatX), self.draw_minibatches(minibatch_key)
 
     def split(self, values):
-        """Values of ``variables`` as those of the layers and those of the gates."""
+        """Values of ``variables`` as those of the layers and those of the target."""
         n_layer_variables = len(self.layer_variables)
         return values[:n_layer_variables], values[n_layer_variables:]
 
@@ -230,9 +240,9 @@ class Objective:
         noise, minibatches = drawn
         known = dict(zip(self.parameters, parameters, strict=True))
         known |= zip(self.buffers, buffers, strict=True)
-        layer_values, gates = self.split([known[v] for v in self.variables])
+        layer_values, target = self.split([known[v] for v in self.variables])
         inner, log_det = jax.vmap(lambda e: self.structured_noise(layer_values, e))(noise)
-        log_p = jax.vmap(lambda e: self.pulled_back(gates, e, minibatches))(inner)
+        log_p = jax.vmap(lambda e: self.pulled_back(target, e, minibatches))(inner)
         log_q = jax.scipy.stats.norm.logpdf(noise).sum(axis=1) - log_det
         if self.gradient == "path":
             log_q = self._along_the_path(layer_values, noise, inner, log_q)
@@ -251,22 +261,25 @@ class Objective:
         ``energy(gates, noise)`` returns it and its derivatives in the noise and in the gates.
         """
 
-        def energy(noise, gates, minibatches):
-            return -self.pulled_back(gates, noise, minibatches)
+        def energy(noise, gates, data, minibatches):
+            return -self.pulled_back([*gates, *data], noise, minibatches)
 
         derive = jax.value_and_grad(energy, argnums=(0, 1))
 
         @jax.jit
-        def average(noise, gates):
+        def average(noise, gates, data):
             if not self.has_minibatches:
-                return derive(noise, gates, [])
+                return derive(noise, gates, data, [])
             n_rows = max(minibatches.shape[1] for minibatches in self.sweep)
             searched = [m[: max(MAX_SEARCH_ROWS // n_rows, 1)] for m in self.sweep]
-            each = jax.lax.map(lambda minibatches: derive(noise, gates, minibatches), searched)
+            each = jax.lax.map(
+                lambda minibatches: derive(noise, gates, data, minibatches), searched
+            )
             return jax.tree.map(lambda x: x.mean(axis=0), each)
 
         def function(gates, noise):
-            value, (slope, gate_slopes) = average(noise, gates)
+            data = [jnp.asarray(v.get_value()) for v in self.data]
+            value, (slope, gate_slopes) = average(noise, gates, data)
             return value, slope, gate_slopes
 
         return function
@@ -282,17 +295,17 @@ class Objective:
     @cached_property
     def evaluate_many(self):
         """Value, log joint density of all data and log|det F| at many points of noise."""
-        return batch_jax(self.evaluate_all, self.structured.parameters, size=self.batch_size)
+        return batch_jax(self.evaluate_all, self.target_variables, size=self.batch_size)
 
     @cached_property
     def _constrain_many(self):
         """Value and log|det F| at many points of structured noise."""
 
-        def single(gates, noise):
-            value, _, log_det = self.evaluate(gates, noise, self.first_minibatches)
+        def single(target, noise):
+            value, _, log_det = self.evaluate(target, noise, self.first_minibatches)
             return value, log_det
 
-        return batch_jax(single, self.structured.parameters, size=self.batch_size)
+        return batch_jax(single, self.target_variables, size=self.batch_size)
 
     def weigh(self, noise: np.ndarray) -> tuple[np.ndarray, ...]:
         """Value, log joint density and log density of the approximation at many draws.
@@ -316,6 +329,7 @@ class Objective:
         """Number of draws that are evaluated together, fewer the more data the model has."""
         frozen = self.program.frozen
         data = [np.size(v.data) for v in frozen.rvs_to_values.values() if isinstance(v, Constant)]
+        data += [np.size(v.get_value(borrow=True)) for v in self.data]
         return int(np.clip(MAX_NUMBERS_TOGETHER // (self.size + sum(data)), 1, MAX_BATCH_SIZE))
 
     def symbolic_log_q(self, noise):

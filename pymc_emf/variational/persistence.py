@@ -17,7 +17,18 @@ from pymc_emf.variational.warm_start import WarmStart
 if TYPE_CHECKING:
     from pymc_emf.variational.approximation import EMFApproximation
 
-__all__ = ["FORMAT", "VERSION", "Saved", "check_model", "read", "restore", "write"]
+__all__ = [
+    "FORMAT",
+    "VERSION",
+    "Saved",
+    "check_layers",
+    "check_model",
+    "check_settings",
+    "read",
+    "restore",
+    "signature",
+    "write",
+]
 
 FORMAT, VERSION = "pymc-emf approximation", 1
 
@@ -65,7 +76,7 @@ def write(
     entries = {
         "format": FORMAT,
         "version": VERSION,
-        "model": _signature(approx.objective.program),
+        "model": signature(approx.objective.program),
         "method": approx.recipe["method"],
         "options": approx.recipe["options"],
         "layers": [type(layer).__name__ for layer in approx.objective.layers],
@@ -99,9 +110,17 @@ def read(path: str | os.PathLike) -> Saved:
     return Saved(path, header, arrays[:n], arrays[n], arrays[n + 1 :])
 
 
+def signature(program: Program) -> list[Any]:
+    """Name, shape and transform of every free variable, as JSON can hold them."""
+    return [
+        [s.name, list(s.shape), "none" if s.transform is None else type(s.transform).__name__]
+        for s in program.sites_in_model_order
+    ]
+
+
 def check_model(path: str | os.PathLike, saved: Sequence[Any], program: Program) -> None:
     """Refuse a file of another model, and say where it differs."""
-    given = _signature(program)
+    given = signature(program)
     names = [name for name, *_ in saved]
     others = [name for name, *_ in given]
     if names != others:
@@ -115,6 +134,20 @@ def check_model(path: str | os.PathLike, saved: Sequence[Any], program: Program)
                 f"{path} is of another model: the variable {name} has shape and transform "
                 f"{old[0]}, {old[1]} in the file, and {new[0]}, {new[1]} in the model."
             )
+
+
+def check_settings(path: str | os.PathLike, saved: dict[str, Any], given: dict[str, Any]) -> None:
+    """Refuse a file of something that was begun with other settings, and name the first."""
+    for name in {**given, **saved}:
+        old, new = saved.get(name), given.get(name)
+        if old == new:
+            continue
+        # the state of a random stream says nothing to a reader
+        values = "" if name == "random_seed" else f" ({old}, and here {new})"
+        raise ValueError(
+            f"{path} was begun with another {name}{values}; give another checkpoint=, or delete "
+            "the file."
+        )
 
 
 def check_layers(approx: "EMFApproximation", saved: Saved) -> None:
@@ -142,11 +175,3 @@ def restore(approx: "EMFApproximation", saved: Saved) -> None:
     approx.pareto_k = header["pareto_k"]
     approx.timing = header["timing"]
     approx.random_state = header["random_state"]
-
-
-def _signature(program: Program) -> list[Any]:
-    """Name, shape and transform of every free variable, as JSON can hold them."""
-    return [
-        [s.name, list(s.shape), "none" if s.transform is None else type(s.transform).__name__]
-        for s in program.sites_in_model_order
-    ]

@@ -106,9 +106,9 @@ def evaluate_prior(
     _, log_p, log_det = objective.evaluate_many(noise)
     total = log_p + log_det
     if not np.isfinite(total).any():
-        gates = [jnp.asarray(p.get_value()) for p in objective.structured.parameters]
+        target = [jnp.asarray(v.get_value()) for v in objective.target_variables]
         minibatches = objective.first_minibatches
-        terms = jax.jit(jax.vmap(lambda e: objective.terms(gates, e, minibatches)))(noise)
+        terms = jax.jit(jax.vmap(lambda e: objective.terms(target, e, minibatches)))(noise)
         raise BadStartError(_blame(dict(zip(objective.term_names, terms, strict=True))))
     return noise, total
 

@@ -1,0 +1,284 @@
+"""Simulation-based calibration."""
+
+import logging
+
+import numpy as np
+import pymc as pm
+import pytest
+import xarray as xr
+
+from pymc.distributions.transforms import ordered
+from scipy.stats import kstest
+
+import pymc_emf as emf
+
+from pymc_emf.variational import calibration
+from pymc_emf.variational.calibration import Calibration
+
+
+def conjugate(scale=2.0):
+    """Two groups with known noise; the counts see to it that data may be integers."""
+    with pm.Model(coords={"group": ["a", "b"]}) as model:
+        mu = pm.Normal("mu", 0.0, scale, dims="group")
+        sigma = pm.LogNormal("rate", 0.0, 0.5)
+        pm.Normal("y", mu[:, None], 1.0, observed=np.zeros((2, 5)))
+        pm.Poisson("count", sigma, observed=[1, 2, 3, 4, 5])
+    return model
+
+
+def calibrate(model=None, simulations=60, **options):
+    given = {"n": 300, "draws": 99, "layers": "full_rank", "random_seed": 2} | options
+    return emf.calibrate(model or conjugate(), simulations, progressbar=False, **given)
+
+
+@pytest.fixture(scope="module")
+def calibrated():
+    return calibrate()
+
+
+def test_ranks_of_exact_fits(calibrated):
+    found = calibrated
+    assert dict(found.ranks.sizes) == {"simulation": 60, "group": 2}
+    assert found.ranks["mu"].coords["group"].values.tolist() == ["a", "b"]
+    assert set(found.ranks.data_vars) == {"mu", "rate"}
+    assert found.pareto_k.shape == (60,)
+    for ranks in found.ranks.data_vars.values():
+        assert ranks.min() >= 0
+        assert ranks.max() <= 99
+        uniform = (ranks.values.ravel() + np.random.default_rng(0).random(ranks.size)) / 100
+        assert kstest(uniform, "uniform").pvalue > 0.001
+    assert "No sign of miscalibration" in found.advice
+    assert found.errors == {}
+
+
+def test_every_fit_is_of_its_own_data(calibrated):
+    """The posterior mean of a conjugate model follows the simulated data."""
+    model = conjugate()
+    fitter = calibration._Fitter(model, emf.EMFApprox(layers="full_rank"), 300, 1000, 1, {})
+    rng = np.random.default_rng(2)
+    for i in range(2):
+        y, count = rng.normal(3.0 * i, 1.0, size=(1, 2, 5)), np.full((1, 5), 1 + 3 * i)
+        fitter.rank(0, {"mu": np.zeros((1, 2)), "rate": np.ones(1), "y": y, "count": count})
+        draws = fitter.method.approx.sample(4000, random_seed=1).posterior
+        precision = 5 + 1 / 4
+        np.testing.assert_allclose(
+            draws["mu"].mean(("chain", "draw")), y[0].sum(axis=1) / precision, atol=0.05
+        )
+        # and what the result holds beside the draws is that data, too
+        tree = fitter.method.approx.sample(1)
+        np.testing.assert_array_equal(tree["observed_data"]["y"], y[0])
+
+
+def test_nothing_is_compiled_again(monkeypatch):
+    compiled = []
+    original = emf.variational.inference.compile_chunk
+    monkeypatch.setattr(
+        "pymc_emf.variational.inference.compile_chunk",
+        lambda *args, **kwargs: compiled.append(1) or original(*args, **kwargs),
+    )
+    calibrate(simulations=3)
+    assert len(compiled) == 1
+
+
+def test_narrow_and_shifted_draws_are_seen():
+    rng = np.random.default_rng(0)
+
+    def made(u):
+        ranks = xr.Dataset({"x": ("simulation", np.clip((u * 1000).astype(int), 0, 999))})
+        return Calibration(ranks, 999, np.zeros(len(u)), {})
+
+    assert "No sign" in made(rng.random(300)).advice
+    assert "x (draws too narrow)" in made(rng.beta(0.5, 0.5, 300)).advice
+    assert "x (draws too wide)" in made(rng.beta(2.0, 2.0, 300)).advice
+    assert "x (draws too low)" in made(rng.beta(1.5, 1.0, 300)).advice
+    assert "x (draws too high)" in made(rng.beta(1.0, 1.5, 300)).advice
+    two = np.concatenate([rng.uniform(0.2, 0.3, 150), rng.uniform(0.7, 0.8, 150)])
+    assert "x (" in made(two).advice
+    assert float(made(two).p_values["x"]) < 1e-6
+
+
+def test_p_values_are_uniform_when_ranks_are():
+    ranks = np.random.default_rng(0).integers(0, 100, size=(300, 500))
+    found = Calibration(
+        xr.Dataset({"x": (("simulation", "element"), ranks)}), 99, np.zeros(300), {}
+    )
+    assert kstest(found.p_values["x"], "uniform").pvalue > 0.01
+    assert kstest(found.bias["x"], "norm").pvalue > 0.01
+    assert kstest(found.spread["x"], "norm").pvalue > 0.01
+    assert "No sign" in found.advice  # of five hundred, too
+
+
+def test_representations(calibrated):
+    text = str(calibrated)
+    assert "simulations" in text
+    assert "smallest p-value of mu" in text
+    assert calibrated.advice in text
+    assert "<th>failed fits</th><td>0</td>" in calibrated._repr_html_()
+    fractions = calibrated.to_datatree()["prior_sbc"]
+    assert fractions["mu"].dims == ("chain", "draw", "group")
+    assert 0 < float(fractions["mu"].min()) < float(fractions["mu"].max()) < 1
+
+
+def test_resumed(calibrated, tmp_path, monkeypatch):
+    path = tmp_path / "ranks"
+    original = calibration._Fitter.rank
+    n_ranked = []
+
+    def rank(self, i, simulated):
+        if i == stop:
+            raise KeyboardInterrupt
+        n_ranked.append(i)
+        return original(self, i, simulated)
+
+    monkeypatch.setattr(calibration._Fitter, "rank", rank)
+    stop = 5
+    partial = calibrate(simulations=8, checkpoint=path)
+    assert partial.simulations == 5
+    stop = None
+    whole = calibrate(simulations=8, checkpoint=path)
+    assert n_ranked == list(range(8))
+    xr.testing.assert_equal(whole.ranks, calibrated.ranks.isel(simulation=slice(8)))
+    # more simulations go on from there, fewer are a part; without a seed, the file's is taken
+    calibrate(simulations=9, checkpoint=path, random_seed=None)
+    assert n_ranked == list(range(9))
+    assert calibrate(simulations=4, checkpoint=path).simulations == 4
+
+    content = path.read_bytes()
+    for options, message in (
+        ({"n": 400}, r"another n \(300, and here 400\)"),
+        ({"random_seed": 3}, "another random_seed;"),
+        ({"model": conjugate(3.0)}, "is of another model: it simulates other data"),
+        ({"layers": "mean_field"}, "another layers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            calibrate(simulations=9, checkpoint=path, **options)
+    assert path.read_bytes() == content
+    path.write_bytes(content[:-50])
+    with pytest.raises(ValueError, match="damaged"):
+        calibrate(simulations=9, checkpoint=path)
+
+
+@pytest.mark.filterwarnings("ignore:Numba will use object mode")  # the function that draws
+def test_fits_that_fail_are_told(monkeypatch, caplog):
+    """A likelihood that is not finite for some data: their simulations are left out, and named."""
+    with pm.Model() as model:
+        x = pm.Normal("x")
+        pm.CustomDist(
+            "y",
+            x,
+            logp=lambda value, x: pm.math.switch(value > 0.5, np.nan, -0.5 * (value - x) ** 2),
+            random=lambda x, rng=None, size=None: rng.normal(x, 1.0, size=size),
+            observed=0.0,
+        )
+    found = calibrate(model, simulations=6)
+    assert 0 < len(found.errors) < 6
+    assert "The log density of y is NaN" in next(iter(found.errors.values()))
+    assert found.simulations == 6 - len(found.errors)
+    assert np.isnan(found.pareto_k[list(found.errors)]).all()
+    assert not set(found.errors) & set(found.ranks.simulation.values.tolist())
+
+
+def test_asvi_and_quiet(caplog):
+    found = calibrate(simulations=2, layers="iaf", method=None, n=50)
+    assert found.simulations == 2
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert logging.getLogger("pymc_emf").level == logging.NOTSET
+    found = emf.calibrate(conjugate(), 2, n=50, method=emf.ASVI(), progressbar=False)
+    assert found.simulations == 2
+
+
+def unobserved():
+    with pm.Model() as model:
+        pm.Normal("x")
+    return model
+
+
+def with_potential():
+    with conjugate() as model:
+        pm.Potential("soft", -(model["rate"] ** 2))
+    return model
+
+
+def with_flat():
+    with pm.Model() as model:
+        x = pm.Flat("x")
+        pm.Normal("y", x, observed=0.0)
+    return model
+
+
+def with_ordered():
+    with pm.Model() as model:
+        x = pm.Normal("x", shape=3, transform=ordered, initval=np.arange(3.0))
+        pm.Normal("y", x, observed=np.zeros(3))
+    return model
+
+
+def with_minibatch():
+    with pm.Model() as model:
+        x = pm.Normal("x")
+        batch = pm.Minibatch(np.zeros(100), batch_size=10)
+        pm.Normal("y", x, observed=batch, total_size=100)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (unobserved, "has no observed variable"),
+        (with_potential, "has a potential, soft"),
+        (with_flat, "x has an improper prior"),
+        (with_ordered, "prior of x depends on its transform, Ordered"),
+        (with_minibatch, "data of y are computed, as a minibatch"),
+    ],
+)
+def test_models_that_cannot_simulate(model, message):
+    with pytest.raises(ValueError, match=message):
+        calibrate(model())
+
+
+def test_bad_arguments(tmp_path):
+    with pytest.raises(ValueError, match="simulations must be a positive integer"):
+        calibrate(simulations=0)
+    with pytest.raises(TypeError, match="unexpected arguments: backend"):
+        calibrate(backend="numba")
+    with pytest.raises(TypeError, match="Give layers to the method"):
+        calibrate(method=emf.EMFApprox())
+    method = emf.EMFApprox(conjugate())
+    with pytest.raises(ValueError, match="has been used already"):
+        emf.calibrate(conjugate(), 1, method=method)
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        calibrate(checkpoint=tmp_path / "nowhere" / "file")
+
+
+def test_missing_data_are_simulated():
+    """Imputed observations are unknowns like others."""
+    with pm.Model() as model:
+        x = pm.Normal("x")
+        pm.Normal("y", x, 1.0, observed=np.ma.masked_invalid([0.0, np.nan, 1.0]))
+    found = calibrate(model, simulations=2)
+    assert set(found.ranks.data_vars) == {"x", "y_unobserved"}
+
+
+def schools():
+    error = [15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]
+    with pm.Model() as model:
+        mu = pm.Normal("mu", 0.0, 5.0)
+        tau = pm.HalfNormal("tau", 5.0)
+        theta = pm.Normal("theta", mu, tau, shape=8)
+        pm.Normal("y", theta, error, observed=np.zeros(8))
+    return model
+
+
+@pytest.mark.slow
+def test_eight_schools():
+    """Uniform ranks after a fit with the model's structure; not after mean field."""
+    found = emf.calibrate(schools(), 300, n=2000, random_seed=1, progressbar=False)
+    p_values = np.concatenate([p.values.ravel() for p in found.p_values.data_vars.values()])
+    assert len(p_values) == 10
+    assert p_values.min() > 0.01 / 10
+    assert "No sign of miscalibration" in found.advice
+    found = emf.calibrate(
+        schools(), 300, n=2000, random_seed=1, progressbar=False, layers="mean_field", embed=False
+    )
+    assert float(found.p_values["tau"]) < 1e-6
+    assert "Do not trust the intervals of" in found.advice
