@@ -9,6 +9,7 @@ import arviz as az
 import numpy as np
 import pymc as pm
 import pytest
+import xarray as xr
 
 from arviz_stats import loo_approximate_posterior
 from scipy.stats import multivariate_normal, norm
@@ -16,7 +17,7 @@ from scipy.stats import multivariate_normal, norm
 import pymc_emf as emf
 
 from pymc_emf.variational.checks import moments_in_doubt, warn_if_poor
-from pymc_emf.variational.diagnosis import resample, smooth
+from pymc_emf.variational.diagnosis import missed_evidence, resample, smooth
 
 
 def test_pareto_k_of_known_tails():
@@ -119,6 +120,60 @@ def test_a_poor_fit_warns(caplog):
     approx = emf.fit(500, model=model, random_seed=0, progressbar=False)  # the prior itself
     assert approx.pareto_k < 0.7
     assert not caplog.records
+
+
+def test_missed_evidence():
+    rng = np.random.default_rng(0)
+    smoothed = smooth(0.1 * rng.normal(size=1000))  # evidence one, it believes
+    nothing = np.full(1000, -50.0)
+    assert missed_evidence(smoothed, nothing) == 0
+    nothing[0] = np.log(1000) + 4.0  # less than a factor of a hundred
+    assert missed_evidence(smoothed, nothing) == 0
+    nothing[0] = np.log(1000) + 20.0
+    assert missed_evidence(smoothed, nothing) == pytest.approx(20.0, abs=0.1)
+    nothing[1:] = -np.inf
+    nothing[2] = np.nan
+    assert missed_evidence(smoothed, nothing) == pytest.approx(20.0, abs=0.1)
+    assert missed_evidence(smooth(np.array([0.0, np.nan])), nothing) == 0
+
+
+def test_a_mode_that_was_missed(caplog):
+    """Two modes, of which a start chooses the one that has a millionth of the mass."""
+    with pm.Model() as model:
+        x = pm.Normal("x", 0.0, 3.0)
+        y = pm.Normal("y", x, 1.0)
+        pm.Potential(
+            "modes",
+            pm.math.logaddexp(-0.5 * ((y - 4.0) / 0.1) ** 2, -15 - 0.5 * ((y + 4.0) / 0.1) ** 2),
+        )
+    options = {"model": model, "layers": "full_rank", "random_seed": 1, "progressbar": False}
+    start = {"x": np.array(-4.0), "y": np.array(-4.0)}
+    for method in ({}, {"layers": "affine"}):
+        poor = emf.fit(500, start=start, warm_start=False, **options | method)
+        assert poor.pareto_k == np.inf
+        assert "has missed a mode" in caplog.text
+        found = poor.diagnose(1000, random_seed=1)
+        assert found.pareto_k == np.inf
+        assert found.missed == pytest.approx(15.0, abs=1.5)
+        assert found.advice.startswith("Do not trust it: draws from the prior find more evidence")
+        caplog.clear()
+    good = emf.fit(500, **options)
+    assert "missed" not in caplog.text
+    assert good.diagnose(1000, random_seed=1).missed == 0
+
+
+def test_prior_weights_are_the_likelihood(rough):
+    """Whatever the gates are, and they are left as they were."""
+    approx, *_ = rough
+    gates = approx.gates
+    noise = np.random.default_rng(0).normal(size=(5, 2))
+    X, y = regression()
+    expected = [norm.logpdf(y, X @ beta).sum() for beta in noise]  # the prior is standard normal
+    np.testing.assert_allclose(approx.objective.prior_log_weights(noise), expected, rtol=1e-3)
+    xr.testing.assert_equal(approx.gates, gates)
+    asvi = emf.ASVI(approx.model, prior_weight=0.3).approx
+    found = asvi.objective.prior_log_weights(noise)
+    np.testing.assert_allclose(found, expected, rtol=1e-2)
 
 
 #: Observations of the regression below.

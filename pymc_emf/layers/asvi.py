@@ -13,7 +13,7 @@ from scipy.special import expit, logit
 from pymc_emf.bijections.asvi import Mixing, Part, mixed_bijection, used_weights
 from pymc_emf.bijections.root_finding import RootFinder
 from pymc_emf.layers.parameters import parameter
-from pymc_emf.layers.structured import StructuredLayer
+from pymc_emf.layers.structured import OPEN, StructuredLayer
 from pymc_emf.program import Program
 from pymc_emf.rolling import Values
 
@@ -96,6 +96,15 @@ class MixedLayer(StructuredLayer):
     @property
     def own_parameters(self):
         return [self._raw]
+
+    def prior_values(self):
+        raw = self._raw.get_value()
+        for name, parts in self._parts.items():
+            start = self._places_trained[name][0] if parts else 0
+            for part in parts:
+                raw[start : start + part.size] = logit(OPEN)
+                start += 2 * part.size
+        return [raw]
 
     def gates(self):
         return {

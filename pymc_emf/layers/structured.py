@@ -34,6 +34,9 @@ Gate = Literal["element", "variable"] | None
 #: (EMF A.3).
 GATE_SCALE = 100.0
 
+#: Value of a gate that is as good as open.
+OPEN = 0.999
+
 
 class StructuredLayer(Bijection):
     r"""The bijection from noise to value that a model's prior defines, gated.
@@ -257,6 +260,10 @@ class StructuredLayer(Bijection):
     @property
     def parameters(self):
         return [*self.own_parameters, *self.program.parameters]
+
+    def prior_values(self) -> list[np.ndarray]:
+        """Values of ``own_parameters`` with which the layer is the prior, but for rounding."""
+        return [np.full(p.type.shape, gate_parameter(OPEN)) for p in self.own_parameters]
 
     def gates(self) -> dict[str, np.ndarray]:
         """Gate of every element, in the shape of each variable's value.

@@ -34,7 +34,14 @@ from pymc_emf.engine.graph import depends_on_minibatch, draws_at_random
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.engine.stopping import Stopping
 from pymc_emf.trainable import constrained_value
-from pymc_emf.variational.diagnosis import HOPELESS_PARETO_K, Diagnosis, log_ratio, resample, smooth
+from pymc_emf.variational.diagnosis import (
+    HOPELESS_PARETO_K,
+    Diagnosis,
+    log_ratio,
+    missed_evidence,
+    resample,
+    smooth,
+)
 from pymc_emf.variational.group import N_MOMENT_DRAWS, EMFGroup
 from pymc_emf.variational.objective import Objective
 from pymc_emf.variational.persistence import write
@@ -44,6 +51,8 @@ __all__ = ["ELBO", "EMFApproximation", "make_rng"]
 
 logger = logging.getLogger(__name__)
 
+#: Draws from the prior by which a missed mode is found.
+MAX_PRIOR_DRAWS = 1000
 #: Draws among which importance resampling chooses, for each one that is asked for, and at least.
 OVERSAMPLING, MIN_CANDIDATES = 10, 10_000
 
@@ -94,7 +103,7 @@ class EMFApproximation(SingleGroupApproximation):
         PyMC's own loop.
     pareto_k : float or None
         Pareto k-hat of the log weights at the end of the last fit, which warns above 0.7.
-        Minus infinity where all weights are equal.
+        Minus infinity where all weights are equal, infinity if a mode has been missed.
     timing : dict
         Seconds: "rewrite" (PyTensor), "warm_start", "compile" (of the loop, as far as the fit
         waited for it: XLA works on it during the warm start), "step" (one step), "fit"
@@ -423,10 +432,15 @@ class EMFApproximation(SingleGroupApproximation):
         _, log_p, log_q = self._weigh(self._noise(draws, random_seed))
         log_weights = log_ratio(log_p, log_q)
         smoothed = smooth(log_weights)
+        n_prior = self.objective.affordable(min(draws, MAX_PRIOR_DRAWS))
+        missed = missed_evidence(
+            smoothed, self.objective.prior_log_weights(self._noise(n_prior, random_seed))
+        )
         se = log_weights.std(ddof=1) / np.sqrt(draws) if draws > 1 else np.nan
         stopping = self.stopping
         return Diagnosis(
-            pareto_k=smoothed.pareto_k,
+            pareto_k=np.inf if missed else smoothed.pareto_k,
+            missed=missed,
             elbo=float(log_weights.mean()),
             elbo_se=float(se),
             log_evidence=smoothed.log_evidence,

@@ -117,7 +117,9 @@ def gain_at_the_end(losses: np.ndarray) -> tuple[float, float]:
     return float(earlier.mean() - latest.mean()), float(se)
 
 
-def warn_if_poor(k: float, losses: np.ndarray, doubt: tuple[str, str] | None = None) -> None:
+def warn_if_poor(
+    k: float, losses: np.ndarray, doubt: tuple[str, str] | None = None, missed: float = 0.0
+) -> None:
     """Say in plain words that a fit is poor, as far as it shows.
 
     Parameters
@@ -128,9 +130,17 @@ def warn_if_poor(k: float, losses: np.ndarray, doubt: tuple[str, str] | None = N
         Of every step, in nats.
     doubt : (str, str), optional
         A variable whose moments the weights correct, and how.
+    missed : float
+        Nats of evidence that draws from the prior find beyond what the approximation does.
     """
     gain, se = gain_at_the_end(losses)
-    if gain > max(MIN_GAIN, 3 * se):
+    if missed:
+        logger.warning(
+            "The approximation has missed a mode: draws from the prior find more evidence, by %.3g "
+            'nats. Fit again with warm_start="auto", pass a start=, or use pm.sample.',
+            missed,
+        )
+    elif gain > max(MIN_GAIN, 3 * se):
         logger.warning(
             "The fit has not converged: the ELBO rose by %.2g nats in its last fifth. Give it "
             "more steps (n=), or continue with refine.",

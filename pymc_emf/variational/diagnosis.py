@@ -15,6 +15,7 @@ __all__ = [
     "Diagnosis",
     "Smoothed",
     "log_ratio",
+    "missed_evidence",
     "resample",
     "smooth",
 ]
@@ -25,6 +26,9 @@ MAX_PARETO_K = 0.7
 HOPELESS_PARETO_K = 1.0
 #: Log weights that differ by no more than this differ by rounding.
 ROUNDING = 1e-6
+#: The evidence that draws from the prior find is right on average, so that it is by this factor
+#: too high once in a hundred times at most (Markov's inequality).
+BENEFIT_OF_DOUBT = 100.0
 
 
 def log_ratio(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
@@ -78,6 +82,32 @@ def smooth(log_weights: np.ndarray) -> Smoothed:
     )
 
 
+def missed_evidence(smoothed: Smoothed, prior_log_weights: np.ndarray) -> float:
+    """Nats of evidence that draws from the prior find and the approximation does not.
+
+    An approximation that sits in the wrong mode looks well from inside: its own weights do not
+    vary. The prior reaches every mode, if thinly.
+
+    Parameters
+    ----------
+    smoothed : Smoothed
+        Weights of draws from the approximation.
+    prior_log_weights : ndarray
+        Of draws from the prior; those that are not finite count as zero.
+
+    Returns
+    -------
+    float
+        Zero if chance may explain it.
+    """
+    weights = prior_log_weights[np.isfinite(prior_log_weights)]
+    if not len(weights) or not np.isfinite(smoothed.log_evidence):
+        return 0.0
+    found = logsumexp(weights) - np.log(len(prior_log_weights))
+    excess = found - smoothed.log_evidence
+    return float(excess if excess > np.log(BENEFIT_OF_DOUBT) + 3 * smoothed.se else 0.0)
+
+
 def resample(log_weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """Indices of `n` draws taken by their weights, in random order (systematic resampling)."""
     cumulative = np.exp(log_weights).cumsum()
@@ -93,7 +123,10 @@ class Diagnosis:
     ----------
     pareto_k : float
         Pareto k-hat of the importance weights; minus infinity where all are equal, NaN where one
-        is not finite.
+        is not finite, infinity if a mode has been missed.
+    missed : float
+        Nats of evidence that draws from the prior find beyond what the approximation does; zero
+        if chance may explain it.
     elbo, elbo_se : float
         Evidence lower bound and its standard error, in nats.
     log_evidence, log_evidence_se : float
@@ -110,6 +143,7 @@ class Diagnosis:
     """
 
     pareto_k: float
+    missed: float
     elbo: float
     elbo_se: float
     log_evidence: float
@@ -124,6 +158,12 @@ class Diagnosis:
     def advice(self) -> str:
         """What to do, in one sentence."""
         k = self.pareto_k
+        if self.missed:
+            return (
+                "Do not trust it: draws from the prior find more evidence, by "
+                f"{self.missed:,.3g} nats, in a mode that it has missed; fit again with "
+                'warm_start="auto", or pass a start=.'
+            )
         if np.isnan(k):
             return (
                 "Do not trust it: the log density of the model is not finite where the "
@@ -173,6 +213,7 @@ class Diagnosis:
             name: getattr(self, name)
             for name in (
                 "pareto_k",
+                "missed",
                 "elbo",
                 "elbo_se",
                 "log_evidence",

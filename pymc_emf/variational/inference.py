@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import optax
 import pymc as pm
+import pytensor
 
 from pymc.initial_point import make_initial_point_fn
 from pymc.model import modelcontext
@@ -51,7 +52,7 @@ from pymc_emf.variational.checks import (
     moments_in_doubt,
     warn_if_poor,
 )
-from pymc_emf.variational.diagnosis import smooth
+from pymc_emf.variational.diagnosis import missed_evidence, smooth
 from pymc_emf.variational.objective import Gradient, Objective
 from pymc_emf.variational.warm_start import evaluate_prior, gate_sensitivity, start_at, warm_start
 
@@ -66,6 +67,9 @@ MAX_NUMBERS_AHEAD = 2**22
 #: of trials end once a larger share is spent.
 TRIAL_SHARE, MIN_TRIAL, MAX_TRIAL = 20, 50, 500
 TRIALS_SHARE = 4
+
+#: Draws from the prior by which a missed mode is found at the end.
+N_PRIOR_DRAWS = 1000
 
 LEARNING_RATE = 0.01
 #: Gates are sigmoids of 100 times their parameter, and take a tenth of the rate.
@@ -663,7 +667,11 @@ class EMFApprox(Inference):
             return
         drawn, log_weights = keep_the_better(objective, before, self._rng)
         smoothed = smooth(log_weights)
-        weights, approx.pareto_k = np.exp(smoothed.log_weights), smoothed.pareto_k
+        missed = missed_evidence(smoothed, objective.prior_log_weights(self._prior_noise()))
+        weights, approx.pareto_k = (
+            np.exp(smoothed.log_weights),
+            np.inf if missed else smoothed.pareto_k,
+        )
         if reason in _SAID:
             logger.info("Stopped at %d of %d steps: %s", done, n, _SAID[reason])
         logger.info("Finished [100%%]: Average Loss = %.5g", _average(losses))
@@ -672,7 +680,13 @@ class EMFApprox(Inference):
             approx.pareto_k,
             losses,
             None if doubt is None else (objective.program.element_name(doubt[0]), doubt[1]),
+            missed,
         )
+
+    def _prior_noise(self) -> np.ndarray:
+        """Draws of noise by which a missed mode is looked for."""
+        n, size = self.approx.objective.affordable(N_PRIOR_DRAWS), self.approx.objective.size
+        return self._rng.normal(size=(n, size)).astype(pytensor.config.floatX)
 
     def _run_pytensor(self, approx, n, *args, **kwargs) -> None:
         """Run PyMC's own loop; on NaN, go back to the last finite parameters."""

@@ -21,6 +21,7 @@ from pymc_emf.engine.batch import batch_jax
 from pymc_emf.engine.graph import expose_minibatches
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.layers import Chain, StructuredLayer
+from pymc_emf.layers.parameters import store
 from pymc_emf.program import split_batches
 from pymc_emf.variational.path_gradient import Flow
 
@@ -317,6 +318,23 @@ class Objective:
         inner, base_log_det = self.flow_many(noise)
         value, log_p, log_det = self.evaluate_many(inner)
         return value, log_p, norm.logpdf(noise).sum(axis=1) - base_log_det - log_det
+
+    def prior_log_weights(self, noise: np.ndarray) -> np.ndarray:
+        """Log importance weights, in nats, of draws from the embedded prior instead.
+
+        Parameters
+        ----------
+        noise : ndarray, shape (draws, size)
+            Standard normal.
+        """
+        own = self.structured.own_parameters
+        held = [p.get_value() for p in own]
+        try:
+            store(own, self.structured.prior_values())
+            _, log_p, log_det = self.evaluate_many(noise)
+        finally:
+            store(own, held)
+        return log_p + log_det - norm.logpdf(noise).sum(axis=1)
 
     def transform(self, noise: np.ndarray) -> tuple[np.ndarray, ...]:
         """Value and log density of the approximation at many draws, without a look at the data."""
