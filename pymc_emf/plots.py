@@ -37,9 +37,9 @@ TAIL, PRIOR_TAIL, MAX_REACH = 0.001, 0.005, 2.0
 MIN_SPAN = 1e-3
 #: Elements of a dimension beyond which not all labels are written, numbers and others, or
 #: intervals become bands.
-MAX_NUMBERS, MAX_LABELS, MAX_INTERVALS = 8, 20, 30
-#: Letters that fit below a panel; labels with more are slanted.
-MAX_LETTERS = 40
+MAX_NUMBERS, MAX_LABELS, MAX_INTERVALS = 6, 20, 30
+#: Letters that fit below a panel, where labels with more are slanted, and in an inch of a legend.
+MAX_LETTERS, LETTERS_PER_INCH = 36, 12
 #: Panels side by side, and the size of one, in inches.
 COLUMNS, PANEL = 3, (3.4, 2.7)
 
@@ -74,7 +74,7 @@ def _make_axes(n: int, ax: Any, figsize: tuple[float, float] | None) -> np.ndarr
     rows = -(-n // columns)
     if figsize is None:
         # a single panel is wider, and has room for its legend
-        figsize = (max(PANEL[0] * columns, 5.5), PANEL[1] * rows + (0.7 if n == 1 else 0.3))
+        figsize = (max(PANEL[0] * columns, 6.0), PANEL[1] * rows + (0.7 if n == 1 else 0.3))
     _, grid = plt.subplots(rows, columns, squeeze=False, figsize=figsize, layout="constrained")
     for spare in grid.flat[n:]:
         spare.remove()
@@ -101,11 +101,13 @@ def _add_legend(axes: np.ndarray, above: bool) -> None:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
     }
     if above:
+        width = axes[0].figure.get_figwidth()
+        in_one_row = sum(len(label) + 5 for label in found) < LETTERS_PER_INCH * width
         axes[0].figure.legend(
             found.values(),
             found.keys(),
             loc="outside upper center",
-            ncols=len(found),
+            ncols=len(found) if in_one_row else 2,
             frameon=False,
         )
     else:
@@ -122,7 +124,7 @@ def _label_ticks(axis: Axis, coord: xr.DataArray, labeller: BaseLabeller) -> Non
         values = np.datetime_as_string(values, unit="D")
     ticks = np.arange(n)
     if n > limit:
-        ticks = np.asarray(MaxNLocator(8, integer=True).tick_values(0, n - 1), dtype=int)
+        ticks = np.asarray(MaxNLocator(5, integer=True).tick_values(0, n - 1), dtype=int)
         ticks = ticks[(ticks >= 0) & (ticks < n)]
     labels = [labeller.dim_coord_to_str(coord.name, values[i], int(i)) for i in ticks]
     axis.set_ticks(ticks, labels=labels)
@@ -266,8 +268,8 @@ def plot_loss(
     approx : EMFApproximation or DataTree
         The second as ``approx.sample`` returns it, with its group ``fit``.
     window : int, optional
-        Steps over which the trend averages those losses that are finite. By default a
-        twentieth of all, and at most the 1,000 that the stopping rule averages.
+        Steps of whose finite losses the trend is the median; their mean would follow single
+        huge losses. By default a twentieth of all, and at most the 1,000 of the stopping rule.
     figsize : tuple of float, optional
     ax : Axes, optional
         By default those of a new figure.
@@ -301,30 +303,28 @@ def plot_loss(
     'negative ELBO, nats'
     """
     _require_matplotlib()
-    reason = ""
+    reason = "end"
     if isinstance(approx, xr.DataTree):
         losses = -_group(approx, "fit")["elbo"].values
     else:
         losses = np.asarray(approx.hist, dtype=float)
-        if approx.stopping is not None:
-            reason = f" ({approx.stopping.reason})"
+        if approx.stopping is not None and approx.stopping.reason != "steps":
+            reason = approx.stopping.reason
     n, finite = len(losses), np.isfinite(losses)
     if not finite.any():
         raise ValueError("There are no losses to plot: fit with score=True, which records them.")
     if window is None:
         window = min(WINDOW, n // 20)
-    ones = np.ones(min(max(window, 1), n))
-    # sums of each window, without the cancellation that a running sum has after huge losses
-    count = np.convolve(finite, ones, "same")
-    total = np.convolve(np.where(finite, losses, 0.0), ones, "same")
-    trend = np.divide(total, count, out=np.full(n, np.nan), where=count > 0)
+    window = min(max(window, 1), n)
+    shown = xr.DataArray(np.where(finite, losses, np.nan), dims="step", name="loss")
+    trend = shown.to_series().rolling(window, center=True, min_periods=1).median().to_numpy()
 
     axes, above = _make_axes(1, ax, figsize), ax is None
     ax = axes[0]
     steps = np.arange(1, n + 1)
     ax.plot(
         steps,
-        np.where(finite, losses, np.nan),
+        shown,
         color="0.75",
         lw=0.6,
         marker="." if n == 1 else None,
@@ -334,7 +334,7 @@ def plot_loss(
     (line,) = ax.plot(
         steps,
         trend,
-        **_line_style(kwargs, color=POSTERIOR, lw=1.8, label=f"mean of {len(ones):,} steps"),
+        **_line_style(kwargs, color=POSTERIOR, lw=1.8, label=f"median of {window:,} steps"),
     )
     ax.plot(
         n,
@@ -345,7 +345,7 @@ def plot_loss(
         mec="w",
         clip_on=False,
         zorder=3,
-        label=f"end, after step {n:,}{reason}",
+        label=f"{reason} after step {n:,}",
     )
 
     late = losses[n // 2 :][finite[n // 2 :]]
@@ -467,7 +467,7 @@ def _draw_gates(ax: Axes, gates: xr.DataArray, labeller: BaseLabeller, **kwargs:
 
 
 def _draw_heat_map(ax: Axes, gates: xr.DataArray, labeller: BaseLabeller) -> None:
-    image = ax.imshow(gates.values, vmin=0, vmax=1, aspect="auto")
+    image = ax.imshow(gates.values, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     for axis, dim in zip((ax.yaxis, ax.xaxis), gates.dims, strict=True):
         _label_ticks(axis, gates[dim], labeller)
         axis.set_label_text(str(dim))

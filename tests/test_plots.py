@@ -13,6 +13,8 @@ from arviz_base.labels import MapLabeller
 
 import pymc_emf as emf
 
+from pymc_emf.engine.stopping import Stopping
+
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
@@ -80,21 +82,25 @@ def test_losses_and_trend(approx):
     every, trend, end = ax.lines
     np.testing.assert_array_equal(every.get_ydata(), approx.hist)
     np.testing.assert_array_equal(every.get_xdata(), np.arange(1, STEPS + 1))
-    np.testing.assert_allclose(
-        trend.get_ydata()[1:-1], np.convolve(approx.hist, np.full(3, 1 / 3), "valid")
-    )
+    triples = np.lib.stride_tricks.sliding_window_view(approx.hist, 3)
+    np.testing.assert_array_equal(trend.get_ydata()[1:-1], np.median(triples, axis=1))
     assert trend.get_color() == "red"
-    assert end.get_label() == "end, after step 120 (steps)"
+    assert end.get_label() == "end after step 120"
     assert end.get_xdata() == STEPS
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "negative ELBO, nats")
     (legend,) = ax.figure.legends
-    assert "mean of 3 steps" in [text.get_text() for text in legend.get_texts()]
+    assert "median of 3 steps" in [text.get_text() for text in legend.get_texts()]
+
+
+def test_why_a_fit_ended(approx, monkeypatch):
+    monkeypatch.setattr(approx, "stopping", Stopping("converged", STEPS))
+    assert emf.plot_loss(approx).lines[-1].get_label() == "converged after step 120"
 
 
 def test_losses_of_saved_draws(approx, idata):
     ax = emf.plot_loss(idata)
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), approx.hist)
-    assert ax.lines[-1].get_label() == "end, after step 120"
+    assert ax.lines[-1].get_label() == "end after step 120"
 
 
 def test_first_losses_do_not_set_the_limits():
@@ -130,8 +136,8 @@ def test_no_losses(approx, monkeypatch):
 def test_a_long_fit():
     losses = np.random.default_rng(0).normal(size=100_000)
     _, trend, _ = emf.plot_loss(of_losses(losses)).lines
-    assert trend.get_label() == "mean of 1,000 steps"
-    assert np.abs(trend.get_ydata()[1000:-1000]).max() < 5 / np.sqrt(1000)
+    assert trend.get_label() == "median of 1,000 steps"
+    assert np.abs(trend.get_ydata()[1000:-1000]).max() < 6 / np.sqrt(1000)
 
 
 # --- gates -------------------------------------------------------------------------------------
