@@ -21,6 +21,7 @@ from pymc_emf.layers import (
     StructuredLayer,
     describe,
 )
+from pymc_emf.plots import plot_gates, plot_loss, plot_prior_posterior, plot_truth
 from pymc_emf.program import Program
 from pymc_emf.trainable import parameter
 from pymc_emf.variational.approximation import ELBO, EMFApproximation
@@ -58,5 +59,9 @@ __all__ = [
     "fit",
     "load",
     "parameter",
+    "plot_gates",
+    "plot_loss",
+    "plot_prior_posterior",
+    "plot_truth",
     "register_bijection",
 ]
