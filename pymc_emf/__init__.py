@@ -21,7 +21,13 @@ from pymc_emf.layers import (
     StructuredLayer,
     describe,
 )
-from pymc_emf.plots import plot_gates, plot_loss, plot_prior_posterior, plot_truth
+from pymc_emf.plots import (
+    plot_gates,
+    plot_loss,
+    plot_prior_posterior,
+    plot_ranks,
+    plot_truth,
+)
 from pymc_emf.program import Program
 from pymc_emf.trainable import parameter
 from pymc_emf.variational.approximation import ELBO, EMFApproximation
@@ -62,6 +68,7 @@ __all__ = [
     "plot_gates",
     "plot_loss",
     "plot_prior_posterior",
+    "plot_ranks",
     "plot_truth",
     "register_bijection",
 ]

@@ -14,6 +14,7 @@ from arviz_base.labels import MapLabeller
 import pymc_emf as emf
 
 from pymc_emf.engine.stopping import Stopping
+from pymc_emf.variational.calibration import Calibration
 
 matplotlib.use("Agg")
 
@@ -248,9 +249,21 @@ def test_a_prior_that_cannot_be_drawn_from():
         pm.Normal("z", 0.0, 1.0)
         pm.Normal("y", x, 1.0, observed=[1.0])
     approx = emf.fit(10, model=model, random_seed=1, warm_start=False, progressbar=False)
-    with pytest.raises(ValueError, match="The prior of x, z cannot be drawn from"):
-        emf.plot_prior_posterior(approx, draws=10)
-    assert emf.plot_prior_posterior(approx, "z", draws=10).get_title() == "z"
+    flat, normal = emf.plot_prior_posterior(approx, draws=50, random_seed=1)
+    assert [line.get_label() for line in flat.lines] == ["posterior"]
+    assert [line.get_label() for line in normal.lines] == ["prior", "posterior"]
+
+
+def test_a_prior_that_is_much_wider():
+    """No draw of it falls into the panel, and its density there is shown all the same."""
+    rng = np.random.default_rng(0)
+
+    def group(scale, loc):
+        return xr.Dataset({"x": (("chain", "draw"), rng.normal(loc, scale, size=(1, 2000)))})
+
+    both = {"prior": group(1000.0, 0.0), "posterior": group(0.1, 3.0)}
+    prior, _ = emf.plot_prior_posterior(xr.DataTree.from_dict(both)).lines
+    np.testing.assert_allclose(prior.get_ydata(), 1 / (1000 * np.sqrt(2 * np.pi)), rtol=0.3)
 
 
 # --- truth -------------------------------------------------------------------------------------
@@ -312,7 +325,8 @@ def test_truth_is_aligned_by_its_coords(idata, wrap):
 @pytest.mark.parametrize(
     ("truth", "error", "words"),
     [
-        ({"nu": 1.0}, KeyError, r"no variable \['nu'\]"),
+        ({"nu": 1.0}, KeyError, r"no variable \['nu'\] to plot; there are mu, "),
+        ({}, ValueError, "There is nothing to plot"),
         ({"theta": np.zeros(3)}, ValueError, r"truth of theta must have shape \(4,\), got \(3,\)"),
         ({"theta": xr.DataArray(np.zeros(4), dims="k")}, ValueError, r"theta has dims \('k',\)"),
         (
@@ -325,6 +339,42 @@ def test_truth_is_aligned_by_its_coords(idata, wrap):
 def test_wrong_truth(idata, truth, error, words):
     with pytest.raises(error, match=words):
         emf.plot_truth(idata, truth)
+
+
+def test_truth_of_less_than_was_asked_for(idata):
+    with pytest.raises(KeyError, match="The truth has no values of tau"):
+        emf.plot_truth(idata, {"mu": 1.0}, ["mu", "tau"])
+
+
+# --- ranks -------------------------------------------------------------------------------------
+
+
+def test_ranks():
+    rng = np.random.default_rng(0)
+    data = {
+        "mu": (("simulation",), rng.integers(0, 100, 80)),
+        "theta": (("simulation", "school"), np.clip(rng.normal(50, 5, (80, 3)).astype(int), 0, 99)),
+    }
+    calibration = Calibration(xr.Dataset(data), 99, np.zeros(80), {})
+    mu, theta = emf.plot_ranks(calibration)
+    assert (mu.get_title(), theta.get_title()) == ("mu", "theta")
+    x, y = mu.lines[0].get_data()
+    ranks = np.sort(data["mu"][1])
+    np.testing.assert_allclose(
+        y, np.searchsorted((ranks + 0.5) / 100, x, side="right") / 80 - x, atol=1e-12
+    )
+
+    def leaves_the_band(ax, line):
+        band = ax.collections[0].get_paths()[0].vertices[:, 1]
+        return np.abs(line.get_ydata()).max() > np.abs(band).max()
+
+    assert not leaves_the_band(mu, mu.lines[0])
+    assert len(theta.lines) == 3 + 1
+    assert all(leaves_the_band(theta, line) for line in theta.lines[:3])
+    assert emf.plot_ranks(calibration, "mu").get_title() == "mu"
+    empty = Calibration(xr.Dataset(data).isel(simulation=slice(0)), 99, np.zeros(0), {})
+    with pytest.raises(ValueError, match="No fit succeeded"):
+        emf.plot_ranks(empty)
 
 
 # --- axes --------------------------------------------------------------------------------------

@@ -334,7 +334,9 @@ class EMFApproximation(SingleGroupApproximation):
         gates = self.gates.rename({name: f"{name}_gate" for name in self.gates.data_vars})
         elbo = xr.DataArray(-np.asarray(self.hist, dtype=float), dims=["step"], name="elbo")
         return gates.assign(elbo=elbo).assign_attrs(
-            inference_library="pymc_emf", inference_library_version=pymc_emf.__version__
+            inference_library="pymc_emf",
+            inference_library_version=pymc_emf.__version__,
+            stopped="" if self.stopping is None else self.stopping.reason,
         )
 
     def save(self, path: str | os.PathLike) -> None:

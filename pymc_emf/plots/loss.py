@@ -1,0 +1,139 @@
+"""The course of a fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import arviz_stats  # noqa: F401 (adds the accessor azstats to xarray's classes)
+import numpy as np
+import xarray as xr
+
+from pymc_emf.engine.stopping import WINDOW
+from pymc_emf.plots.common import (
+    POSTERIOR,
+    add_legend,
+    get_group,
+    line_style,
+    make_axes,
+    require_matplotlib,
+)
+from pymc_emf.variational.approximation import EMFApproximation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_loss"]
+
+#: Loss axes do not zoom in on less, in nats: what remains there is rounding.
+MIN_SPAN = 1e-3
+
+
+def plot_loss(
+    approx: EMFApproximation | xr.DataTree,
+    *,
+    window: int | None = None,
+    figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+    **kwargs: Any,
+) -> Axes:
+    """Plot the loss of every step, and its trend.
+
+    Parameters
+    ----------
+    approx : EMFApproximation or DataTree
+        The second as ``approx.sample`` returns it, with its group ``fit``.
+    window : int, optional
+        Steps of whose finite losses the trend is the median; their mean would follow single
+        huge losses. By default a twentieth of all, and at most the 1,000 of the stopping rule.
+    figsize : tuple of float, optional
+    ax : Axes, optional
+        By default those of a new figure.
+    **kwargs
+        Passed to :meth:`matplotlib.axes.Axes.plot` for the trend.
+
+    Returns
+    -------
+    Axes
+        The axis of losses leaves out the first, where they are much larger than the others.
+
+    Raises
+    ------
+    ValueError
+        If no losses were recorded.
+
+    See Also
+    --------
+    EMFApproximation.diagnose : what the fit is worth, in numbers.
+
+    Examples
+    --------
+    >>> import pymc as pm
+    >>> import pymc_emf as emf
+    >>> with pm.Model() as model:
+    ...     mu = pm.Normal("mu", 0.0, 10.0)
+    ...     y = pm.Normal("y", mu, 1.0, observed=[1.0, 2.0, 3.0])
+    >>> approx = emf.fit(500, model=model, random_seed=1, progressbar=False)
+    >>> ax = emf.plot_loss(approx)
+    >>> ax.get_ylabel()
+    'negative ELBO, nats'
+    """
+    require_matplotlib()
+    if isinstance(approx, xr.DataTree):
+        fit = get_group(approx, "fit")
+        losses, stopped = -fit["elbo"].values, fit.attrs.get("stopped", "")
+    else:
+        losses = np.asarray(approx.hist, dtype=float)
+        stopped = "" if approx.stopping is None else approx.stopping.reason
+    reason = "end" if stopped in ("", "steps") else stopped
+    n, finite = len(losses), np.isfinite(losses)
+    if not finite.any():
+        raise ValueError("There are no losses to plot: fit with score=True, which records them.")
+    if window is None:
+        window = min(WINDOW, n // 20)
+    window = min(max(window, 1), n)
+    shown = xr.DataArray(np.where(finite, losses, np.nan), dims="step", name="loss")
+    trend = shown.to_series().rolling(window, center=True, min_periods=1).median().to_numpy()
+
+    axes, above = make_axes(1, ax, figsize), ax is None
+    ax = axes[0]
+    steps = np.arange(1, n + 1)
+    ax.plot(
+        steps,
+        shown,
+        color="0.75",
+        lw=0.6,
+        marker="." if n == 1 else None,
+        rasterized=n > 10_000,
+        label="every step",
+    )
+    (line,) = ax.plot(
+        steps,
+        trend,
+        **line_style(kwargs, color=POSTERIOR, lw=1.8, label=f"median of {window:,} steps"),
+    )
+    ax.plot(
+        n,
+        trend[finite.nonzero()[0][-1]],
+        "o",
+        ms=6,
+        color=line.get_color(),
+        mec="w",
+        clip_on=False,
+        zorder=3,
+        label=f"{reason} after step {n:,}",
+    )
+
+    late = losses[n // 2 :][finite[n // 2 :]]
+    low, high = np.quantile(losses[finite], [0.005, 0.9])
+    if len(late):
+        low, high = min(low, np.quantile(late, 0.005)), max(high, np.quantile(late, 0.995))
+    margin = max(0.08 * (high - low), (MIN_SPAN - (high - low)) / 2)
+    ax.set(
+        xlim=(0, n * 1.01),
+        ylim=(low - margin, high + margin),
+        xlabel="step",
+        ylabel="negative ELBO, nats",
+    )
+    ax.ticklabel_format(axis="y", useOffset=False)
+    add_legend(axes, above)
+    return ax
