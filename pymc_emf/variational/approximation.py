@@ -20,6 +20,7 @@ from pymc.backends.arviz import (
     find_constants,
     find_observations,
 )
+from pymc.stats.convergence import log_warnings, run_convergence_checks
 from pymc.util import RandomState, _get_seeds_per_chain
 from pymc.variational.approximations import SingleGroupApproximation
 from pymc.variational.opvi import VIState
@@ -45,6 +46,7 @@ from pymc_emf.variational.diagnosis import (
 from pymc_emf.variational.group import N_MOMENT_DRAWS, EMFGroup
 from pymc_emf.variational.objective import Objective
 from pymc_emf.variational.persistence import write
+from pymc_emf.variational.transport import Sampler, check_options, sample_noise
 from pymc_emf.variational.warm_start import WarmStart
 
 __all__ = ["ELBO", "EMFApproximation", "make_rng"]
@@ -270,18 +272,110 @@ class EMFApproximation(SingleGroupApproximation):
         else:
             value, log_p, log_q = self._weigh(self._noise(draws, random_seed))
             stats = {"lp": log_p, "lq": log_q}
-        names, constrain = self._constrain
-        posterior = dict(zip(names, constrain(value), strict=True))
-        if include_transformed is None:
-            include_transformed = getattr(self.groups[0], "include_transformed", False)
-        if not include_transformed:
-            for site in self.objective.program.sites:
-                if site.transform is not None:
-                    del posterior[site.value_name]
-        order = {name: i for i, name in enumerate(self.model.named_vars)}
-        posterior = dict(sorted(posterior.items(), key=lambda item: order.get(item[0], -1)))
-        tree = self._to_datatree(posterior, stats)
+        tree = self._to_datatree(
+            value[None],
+            {name: values[None] for name, values in stats.items()},
+            include_transformed,
+        )
         tree["sample_stats"].attrs |= attrs
+        return tree
+
+    def nuts(
+        self,
+        draws: int = 1000,
+        *,
+        tune: int = 1000,
+        chains: int = 4,
+        random_seed: RandomState = None,
+        target_accept: float = 0.9,
+        nuts_sampler: Sampler | None = None,
+        nuts: Mapping[str, Any] | None = None,
+        progressbar: bool | str = True,
+        quiet: bool = False,
+        compute_convergence_checks: bool = True,
+        include_transformed: bool | None = None,
+    ) -> xr.DataTree:
+        r"""Draw from the posterior itself, by NUTS in the noise of the fitted flow.
+
+        Where the flow F fits, the posterior in its noise, of density
+        :math:`p(y, F(\varepsilon))\,|\det F'(\varepsilon)|`, is nearly standard normal whatever
+        its shape was: NUTS takes long steps there, and does not diverge in funnels. Where it
+        does not, NUTS still draws from the posterior, if more slowly.
+
+        Parameters
+        ----------
+        draws, tune, chains : int
+            Draws of each chain that are kept, draws before them by which the sampler tunes itself,
+            and number of chains. They start from draws of the approximation.
+        random_seed : int, RandomState or Generator, optional
+            By default the random stream of the fit continues.
+        target_accept : float
+            Between 0 and 1. Higher means shorter steps.
+        nuts_sampler : {"pymc", "nutpie", "numpyro", "blackjax"}, optional
+            By default nutpie, which is faster, if it is installed, and PyMC's own if not, which
+            runs one chain after the other.
+        nuts : dict, optional
+            Further options of the sampler, for example ``{"max_treedepth": 12}``.
+        progressbar, quiet, compute_convergence_checks : bool
+            As in ``pm.sample``.
+        include_transformed : bool, optional
+            As in :meth:`sample`.
+
+        Returns
+        -------
+        xarray.DataTree
+            In ArviZ's schema: ``posterior``, ``fit``, ``observed_data`` and ``constant_data`` as
+            :meth:`sample` returns them, and ``sample_stats``, those of the sampler
+            (``diverging``, ``n_steps``, ``energy``, ...; of the noise) and ``lp``, the log
+            joint density of each draw in value space, in nats. With minibatches it is that of all
+            data, as is the density which the sampler sees.
+
+        Raises
+        ------
+        ValueError
+            If ``draws``, ``tune``, ``chains`` or ``target_accept`` is out of range, or there is no
+            such sampler.
+        ImportError
+            If the sampler is not installed.
+
+        References
+        ----------
+        Hoffman et al., "NeuTra-lizing bad geometry in Hamiltonian Monte Carlo using neural
+        transport", arXiv:1903.03704.
+
+        Examples
+        --------
+        >>> import pymc as pm
+        >>> import pymc_emf as emf
+        >>> with pm.Model() as model:
+        ...     mu = pm.Normal("mu", 0.0, 10.0)
+        ...     y = pm.Normal("y", mu, 1.0, observed=[1.0, 2.0, 3.0])
+        >>> approx = emf.fit(500, model=model, random_seed=1, progressbar=False)
+        >>> idata = approx.nuts(100, tune=200, random_seed=2, progressbar=False, quiet=True)
+        >>> dict(idata.posterior.sizes)
+        {'chain': 4, 'draw': 100}
+        """
+        _check_draws(draws)
+        sampler = check_options(tune, chains, target_accept, nuts_sampler)
+        rng = self._rng if random_seed is None else make_rng(random_seed)
+        noise, stats, attrs = sample_noise(
+            self.objective,
+            draws,
+            tune=tune,
+            chains=chains,
+            random_seed=int(rng.integers(2**30)),
+            target_accept=target_accept,
+            nuts_sampler=sampler,
+            nuts=nuts or {},
+            progressbar=progressbar,
+            quiet=quiet,
+        )
+        value, log_p, _ = self.objective.weigh(noise.reshape(-1, noise.shape[-1]))
+        stats["lp"] = log_p.reshape(noise.shape[:2])
+        tree = self._to_datatree(value.reshape(noise.shape), stats, include_transformed)
+        tree["posterior"].attrs |= attrs
+        if compute_convergence_checks and not quiet:
+            log_warnings(run_convergence_checks(tree, self.model))
         return tree
 
     def _resampled(self, draws: int, random_seed: RandomState):
@@ -305,7 +399,10 @@ class EMFApproximation(SingleGroupApproximation):
             {"pareto_k": smoothed.pareto_k},
         )
 
-    def _to_datatree(self, posterior, sample_stats) -> xr.DataTree:
+    def _to_datatree(
+        self, value: np.ndarray, sample_stats: Mapping[str, Any], include_transformed: bool | None
+    ) -> xr.DataTree:
+        """Put flat values, of shape (chain, draw, size), and their statistics into groups."""
         # of the model as it was fitted, whatever pm.set_data has done since
         frozen = self.objective.program.frozen
         coords, dims = coords_and_dims_for_inferencedata(frozen)
@@ -315,11 +412,9 @@ class EMFApproximation(SingleGroupApproximation):
                 variables, inference_library=pymc_emf, coords=coords, dims=dims, **kwargs
             )
 
-        one_chain = {name: values[None] for name, values in posterior.items()}
-        stats = {name: values[None] for name, values in sample_stats.items()}
         groups = {
-            "posterior": dataset(one_chain),
-            "sample_stats": dataset(stats),
+            "posterior": dataset(self._posterior(value, include_transformed)),
+            "sample_stats": dataset(sample_stats),
             "fit": self._fit_dataset(),
         }
         for name, variables in (
@@ -329,6 +424,25 @@ class EMFApproximation(SingleGroupApproximation):
             if variables:
                 groups[name] = dataset(variables, sample_dims=[])
         return xr.DataTree.from_dict(groups)
+
+    def _posterior(
+        self, value: np.ndarray, include_transformed: bool | None
+    ) -> dict[str, np.ndarray]:
+        """Variables of the model at flat values of shape (chain, draw, size), in its order."""
+        names, constrain = self._constrain
+        arrays = constrain(value.reshape(-1, value.shape[-1]))
+        posterior = {
+            name: array.reshape(*value.shape[:2], *array.shape[1:])
+            for name, array in zip(names, arrays, strict=True)
+        }
+        if include_transformed is None:
+            include_transformed = getattr(self.groups[0], "include_transformed", False)
+        if not include_transformed:
+            for site in self.objective.program.sites:
+                if site.transform is not None:
+                    del posterior[site.value_name]
+        order = {name: i for i, name in enumerate(self.model.named_vars)}
+        return dict(sorted(posterior.items(), key=lambda item: order.get(item[0], -1)))
 
     def _fit_dataset(self) -> xr.Dataset:
         gates = self.gates.rename({name: f"{name}_gate" for name in self.gates.data_vars})

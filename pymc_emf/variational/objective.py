@@ -211,6 +211,13 @@ class Objective:
         """Map noise through the flow layers; returns log|det A| too (JAX)."""
         return self._flow.forward(layer_values, noise)
 
+    def pulled_back_to_noise(self, values, noise):
+        """Log density of the posterior, unnormalised, in the flow's noise, of all data (JAX)."""
+        layer_values, target = self.split(values)
+        inner, base_log_det = self.structured_noise(layer_values, noise)
+        _, log_p, log_det = self.evaluate_all(target, inner)
+        return log_p + base_log_det + log_det
+
     def draw(self, key: jax.Array, n_draws: int, sharding: Sharding | None = None):
         """Noise and minibatch of one step (JAX); the noise may be distributed over devices."""
         noise_key, minibatch_key = jax.random.split(key)
