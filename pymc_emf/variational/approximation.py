@@ -36,7 +36,14 @@ from pymc_emf.engine.stopping import Stopping
 from pymc_emf.engine.storage import write_arrays
 from pymc_emf.program import Program
 from pymc_emf.trainable import constrained_value
-from pymc_emf.variational.diagnosis import HOPELESS_PARETO_K, Diagnosis, log_ratio, resample, smooth
+from pymc_emf.variational.diagnosis import (
+    HOPELESS_PARETO_K,
+    Diagnosis,
+    log_ratio,
+    resample,
+    smooth,
+    standard_deviation,
+)
 from pymc_emf.variational.group import N_MOMENT_DRAWS, EMFGroup
 from pymc_emf.variational.objective import Objective
 from pymc_emf.variational.warm_start import WarmStart
@@ -403,7 +410,7 @@ class EMFApproximation(SingleGroupApproximation):
         """
         _, log_p, log_q = self._weigh(self._noise(draws, random_seed))
         log_weights = log_ratio(log_p, log_q)
-        se = log_weights.std(ddof=1) / np.sqrt(draws) if draws > 1 else np.nan
+        se = standard_deviation(log_weights, ddof=1) / np.sqrt(draws) if draws > 1 else np.nan
         return ELBO(float(log_weights.mean()), float(se), int(draws))
 
     def diagnose(self, draws: int = 10_000, *, random_seed: RandomState = None) -> Diagnosis:
@@ -439,7 +446,7 @@ class EMFApproximation(SingleGroupApproximation):
         _, log_p, log_q = self._weigh(self._noise(draws, random_seed))
         log_weights = log_ratio(log_p, log_q)
         smoothed = smooth(log_weights)
-        se = log_weights.std(ddof=1) / np.sqrt(draws) if draws > 1 else np.nan
+        se = standard_deviation(log_weights, ddof=1) / np.sqrt(draws) if draws > 1 else np.nan
         stopping = self.stopping
         return Diagnosis(
             pareto_k=smoothed.pareto_k,
