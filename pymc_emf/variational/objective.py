@@ -116,9 +116,18 @@ class Objective:
         terms = [batch for _, batch in batches]
         outputs, self._minibatches = expose_minibatches([value, *terms, log_det])
         indices = [index for index, _ in self._minibatches]
-        return jaxify(
-            [*self.structured.parameters, noise, *indices], outputs, check_bounds=self.check_bounds
-        )
+        inputs = [*self.structured.parameters, noise, *indices]
+        try:
+            return jaxify(inputs, outputs, check_bounds=self.check_bounds)
+        except NotImplementedError as error:
+            for names, term in zip(self._batch_names, outputs[1:-1], strict=True):
+                try:
+                    jaxify(inputs, [term])
+                except NotImplementedError as reason:
+                    raise NotImplementedError(
+                        f"The log density of {names[0]} cannot be compiled. {reason}"
+                    ) from error
+            raise
 
     @cached_property
     def _flow(self) -> Flow:
