@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import arviz as az
 import numpy as np
+import optax
 import pymc as pm
+import pytensor.tensor as pt
 import pytest
 import xarray as xr
 
@@ -104,6 +106,30 @@ def test_warnings(k, losses, words, caplog):
 def test_warning_of_moments(caplog):
     warn_if_poor(0.1, np.zeros(1000), ("tau[1]", "multiply its standard deviation by 1.40"))
     assert "The approximation of tau[1] is off: importance weights would multiply" in caplog.text
+
+
+@pytest.mark.parametrize("warm_start", [True, False])
+def test_a_density_that_is_zero_within_reach(warm_start, caplog):
+    """Half of the prior is ruled out: the ELBO is minus infinity, which is said plainly."""
+    with pm.Model() as model:
+        x = pm.Normal("x", 3.0, 1.0)
+        pm.Potential("upper half", pt.switch(x > 3.0, 0.0, -np.inf))
+    approx = emf.fit(
+        5,
+        model=model,
+        layers="affine",
+        warm_start=warm_start,
+        obj_n_mc=1,
+        obj_optimizer=optax.sgd(0.0),
+        random_seed=0,
+        progressbar=False,
+    )
+    assert np.isnan(approx.pareto_k)
+    assert "not all finite" in caplog.text
+    elbo, found = approx.elbo(100), approx.diagnose(100)
+    assert elbo.mean == found.elbo == -np.inf
+    assert np.isnan(elbo.se)
+    assert "not finite" in found.advice
 
 
 def test_a_poor_fit_warns(caplog):

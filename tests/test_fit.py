@@ -534,6 +534,13 @@ class TestErrors:
             with pytest.raises(BadStartError, match=f"log density of penalty is {kind}"):
                 emf.fit(1, layers="affine")
 
+    def test_an_operation_that_jax_lacks_is_named(self):
+        with pm.Model():
+            x = pm.Normal("x")
+            pm.PolyaGamma("omega", 1.0, x, observed=0.3)
+            with pytest.raises(NotImplementedError, match="of omega cannot be compiled"):
+                emf.fit(1, layers="affine")
+
     def test_bad_data_are_named(self):
         with pm.Model():
             x = pm.Normal("x")

@@ -111,6 +111,13 @@ def test_low_rank_normal_of_a_band_and_a_direction():
     assert divergence(np.linalg.inv(band), covariance) > 1.0
 
 
+@pytest.mark.parametrize("size", [1, 2, 10])
+def test_low_rank_normal_of_as_many_directions_as_elements(size):
+    root = np.random.default_rng(0).normal(size=(size, size)) + 2 * np.eye(size)
+    covariance = root @ root.T
+    assert divergence(low_rank_covariance(covariance), covariance) < 1e-3
+
+
 def test_precision_that_is_not_positive_definite():
     scales, coefficients = _precision_band(np.array([1.0, -1.0, 2.0]), np.array([5.0, 0.1]))
     assert np.isfinite(scales).all() and (scales > 0).all()

@@ -7,7 +7,7 @@ import pytest
 
 import pymc_emf as emf
 
-from pymc_emf.variational.warm_start import _expected, _may_win
+from pymc_emf.variational.warm_start import _expected, _may_win, evaluate_prior
 
 quiet = {"progressbar": False}
 
@@ -110,3 +110,14 @@ def test_candidates_and_modes():
     # the well's curvature and the prior's
     draws = approx.sample(10_000, random_seed=0).posterior["x"].values[0, :, :1]
     check_moments(draws, np.array([-400 / 401]), np.array([[1 / 401]]))
+
+
+def test_densities_that_overflow_together(monkeypatch):
+    """Where the log density is minus infinity, the embedded model may have no derivative either."""
+    with pm.Model() as model:
+        pm.Normal("x")
+    objective = emf.EMFApprox(model, layers="affine")._bind().objective
+    terms = np.array([-np.inf, -1.0]), np.array([np.inf, 0.5])
+    monkeypatch.setattr(objective, "evaluate_many", lambda noise: (noise[:2], *terms))
+    _, log_density = evaluate_prior(objective, np.random.default_rng(0))
+    np.testing.assert_array_equal(log_density, [np.nan, -0.5])

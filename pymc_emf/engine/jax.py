@@ -40,6 +40,11 @@ def jaxify(
     -------
     callable
         Takes and returns arrays, one for each input and output; not jitted, not vectorised.
+
+    Raises
+    ------
+    NotImplementedError
+        If the graph holds an Op that has no implementation in JAX.
     """
     outputs = upcast_constants(outputs)
     shared = [v for v in graph_inputs(outputs) if isinstance(v, SharedVariable)]
@@ -63,4 +68,10 @@ def jaxify(
     with warnings.catch_warnings():
         # shape assertions of PyTensor's own, which JAX would ignore as it ignores its own
         warnings.filterwarnings("ignore", message="Skipping .* Op", category=UserWarning)
-        return jax_funcify(fgraph)
+        try:
+            return jax_funcify(fgraph)
+        except NotImplementedError as error:
+            raise NotImplementedError(
+                f"JAX cannot run a part of the graph ({error}); write it with other operations, or "
+                "register an implementation with pytensor.link.jax.dispatch.jax_funcify."
+            ) from error

@@ -42,6 +42,7 @@ from pymc_emf.variational.diagnosis import (
     missed_evidence,
     resample,
     smooth,
+    standard_deviation,
 )
 from pymc_emf.variational.group import N_MOMENT_DRAWS, EMFGroup
 from pymc_emf.variational.objective import Objective
@@ -512,7 +513,7 @@ class EMFApproximation(SingleGroupApproximation):
         """
         _, log_p, log_q = self._weigh(self._noise(draws, random_seed))
         log_weights = log_ratio(log_p, log_q)
-        se = log_weights.std(ddof=1) / np.sqrt(draws) if draws > 1 else np.nan
+        se = standard_deviation(log_weights, ddof=1) / np.sqrt(draws) if draws > 1 else np.nan
         return ELBO(float(log_weights.mean()), float(se), int(draws))
 
     def diagnose(self, draws: int = 10_000, *, random_seed: RandomState = None) -> Diagnosis:
@@ -552,7 +553,7 @@ class EMFApproximation(SingleGroupApproximation):
         missed = missed_evidence(
             smoothed, self.objective.prior_log_weights(self._noise(n_prior, random_seed))
         )
-        se = log_weights.std(ddof=1) / np.sqrt(draws) if draws > 1 else np.nan
+        se = standard_deviation(log_weights, ddof=1) / np.sqrt(draws) if draws > 1 else np.nan
         stopping = self.stopping
         return Diagnosis(
             pareto_k=np.inf if missed else smoothed.pareto_k,

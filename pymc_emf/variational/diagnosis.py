@@ -18,6 +18,7 @@ __all__ = [
     "missed_evidence",
     "resample",
     "smooth",
+    "standard_deviation",
 ]
 
 #: Above it, importance weights are unreliable, and so is the approximation.
@@ -35,6 +36,11 @@ def log_ratio(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
     """Log weights, NaN where both densities have overflowed."""
     with np.errstate(invalid="ignore"):
         return np.asarray(log_p - log_q, dtype=float)
+
+
+def standard_deviation(log_weights: np.ndarray, ddof: int = 0) -> float:
+    """Standard deviation of log weights, NaN where they are not all finite."""
+    return float(log_weights.std(ddof=ddof)) if np.isfinite(log_weights).all() else np.nan
 
 
 @dataclass(frozen=True)

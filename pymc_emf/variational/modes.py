@@ -188,14 +188,18 @@ def low_rank_normal(
         recursed = solve_banded((1, 0), below, scales * vector.ravel())
         return scales * solve_banded((0, 1), above, product(recursed))
 
-    operator = LinearOperator((size, size), matvec=whitened)
-    start = rng.normal(size=size)
-    try:
-        curvature, directions = eigsh(
-            operator, k=rank, which="BE", v0=start, tol=1e-2, maxiter=MAX_RESTARTS
-        )
-    except ArpackNoConvergence as partial:
-        curvature, directions = partial.eigenvalues, partial.eigenvectors
+    if rank < size:
+        operator = LinearOperator((size, size), matvec=whitened)
+        start = rng.normal(size=size)
+        try:
+            curvature, directions = eigsh(
+                operator, k=rank, which="BE", v0=start, tol=1e-2, maxiter=MAX_RESTARTS
+            )
+        except ArpackNoConvergence as partial:
+            curvature, directions = partial.eigenvalues, partial.eigenvectors
+    else:  # Lanczos iteration finds fewer directions than there are
+        matrix = np.column_stack([whitened(axis) for axis in np.eye(size)])
+        curvature, directions = np.linalg.eigh((matrix + matrix.T) / 2)
     bends = curvature > MIN_CURVATURE
     return scales, coefficients, directions[:, bends], 1 / np.sqrt(curvature[bends])
 

@@ -23,6 +23,7 @@ from pymc_emf.engine.jax import jaxify
 from pymc_emf.layers import Chain, StructuredLayer
 from pymc_emf.layers.parameters import store
 from pymc_emf.program import split_batches
+from pymc_emf.variational.diagnosis import log_ratio
 from pymc_emf.variational.path_gradient import Flow
 
 __all__ = ["Gradient", "Objective"]
@@ -127,9 +128,18 @@ class Objective:
         terms = [batch for _, batch in batches]
         outputs, self._minibatches = expose_minibatches([value, *terms, log_det])
         indices = [index for index, _ in self._minibatches]
-        return jaxify(
-            [*self.target_variables, noise, *indices], outputs, check_bounds=self.check_bounds
-        )
+        inputs = [*self.target_variables, noise, *indices]
+        try:
+            return jaxify(inputs, outputs, check_bounds=self.check_bounds)
+        except NotImplementedError as error:
+            for names, term in zip(self._batch_names, outputs[1:-1], strict=True):
+                try:
+                    jaxify(inputs, [term])
+                except NotImplementedError as reason:
+                    raise NotImplementedError(
+                        f"The log density of {names[0]} cannot be compiled. {reason}"
+                    ) from error
+            raise
 
     @cached_property
     def _flow(self) -> Flow:
@@ -341,7 +351,7 @@ class Objective:
             _, log_p, log_det = self.evaluate_many(noise)
         finally:
             store(own, held)
-        return log_p + log_det - norm.logpdf(noise).sum(axis=1)
+        return log_ratio(log_p, norm.logpdf(noise).sum(axis=1) - log_det)
 
     def transform(self, noise: np.ndarray) -> tuple[np.ndarray, ...]:
         """Value and log density of the approximation at many draws, without a look at the data."""

@@ -13,7 +13,7 @@ from pymc_emf.layers import Affine, LowerTriangular, LowRank
 from pymc_emf.layers.parameters import store
 from pymc_emf.layers.presets import DENSE_LIMIT
 from pymc_emf.layers.structured import gate_parameter
-from pymc_emf.variational.diagnosis import log_ratio
+from pymc_emf.variational.diagnosis import log_ratio, standard_deviation
 from pymc_emf.variational.modes import Energy, find_modes, low_rank_normal
 from pymc_emf.variational.objective import Objective
 
@@ -104,7 +104,7 @@ def evaluate_prior(
     noise = rng.normal(size=(n_draws, objective.size)).astype(pytensor.config.floatX)
     noise[0] = 0.0 if start is None else start
     _, log_p, log_det = objective.evaluate_many(noise)
-    total = log_p + log_det
+    total = log_ratio(log_p, -log_det)
     if not np.isfinite(total).any():
         target = [jnp.asarray(v.get_value()) for v in objective.target_variables]
         minibatches = objective.first_minibatches
@@ -187,7 +187,7 @@ def warm_start(
         found[name] = log_weights()
     elbos = {name: float(weights.mean()) for name, weights in found.items()}
     chosen = _choose(elbos)
-    sd = float(found[chosen].std())
+    sd = standard_deviation(found[chosen])
     if train is None or sd < CLOSE or len(candidates) == 1:
         _apply(objective, layer, candidates[chosen])
         return WarmStart(chosen, elbos, sd)
@@ -208,13 +208,13 @@ def warm_start(
             histories[name].append(float(found[name].mean()))
         after = {name: history[-1] for name, history in histories.items()}
         chosen = _choose(after)
-        close = bool(found[chosen].std() < CLOSE)
+        close = standard_deviation(found[chosen]) < CLOSE
         racing = _may_win({name: histories[name] for name in racing})
     if not close:  # or else there is hardly anything left to rise to
         chosen = _choose({name: _expected(history) for name, history in histories.items()})
     store(variables, states[chosen])
     layer.reframe()
-    return WarmStart(chosen, elbos, float(found[chosen].std()), after, n_steps)
+    return WarmStart(chosen, elbos, standard_deviation(found[chosen]), after, n_steps)
 
 
 def _may_win(histories: dict[str, list[float]]) -> list[str]:
