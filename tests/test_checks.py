@@ -79,6 +79,16 @@ def test_moments_that_the_weights_correct(mean, sd, words):
         assert doubt[1].startswith(words[:-1])
 
 
+def test_moments_of_values_without_bound():
+    """Squares of large values overflow; what is not finite has no moments."""
+    values = np.random.default_rng(0).normal(size=(1000, 2)) * [1e200, 1.0]
+    weights = np.exp(values[:, 1]) / np.exp(values[:, 1]).sum()
+    assert moments_in_doubt(values, np.full(1000, 1e-3)) is None
+    assert moments_in_doubt(values, weights)[0] == 1
+    values[0, 0] = np.inf
+    assert moments_in_doubt(values, weights) is None
+
+
 @pytest.mark.parametrize(
     ("k", "losses", "words"),
     [
@@ -87,6 +97,7 @@ def test_moments_that_the_weights_correct(mean, sd, words):
         (0.5, np.linspace(0.4, 0, 1000), None),  # less than a tenth of a nat
         (0.5, np.random.default_rng(0).normal(size=1000), None),
         (0.5, np.array([3.0]), None),
+        (0.5, 1e200 * np.random.default_rng(0).normal(size=1000), None),
         (0.95, np.zeros(1000), "Pareto k-hat is 0.95, above 0.7"),
         (np.nan, np.zeros(1000), "not all finite"),
         (-np.inf, np.zeros(1000), None),

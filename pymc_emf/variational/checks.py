@@ -88,6 +88,9 @@ def moments_in_doubt(values: np.ndarray, weights: np.ndarray) -> tuple[int, str]
         and than what the finite number of draws explains.
     """
     values = np.asarray(values, dtype=float)
+    if not np.isfinite(values).all():
+        return None  # which the log weights have told
+    values = values / np.maximum(np.abs(values).max(axis=0), 1.0)  # or squares may overflow
     sd = values.std(axis=0)
     sd = np.where(sd > 0, sd, 1.0)
     z = (values - values.mean(axis=0)) / sd
@@ -114,7 +117,8 @@ def gain_at_the_end(losses: np.ndarray) -> tuple[float, float]:
     earlier, latest = earlier[np.isfinite(earlier)], latest[np.isfinite(latest)]
     if min(len(earlier), len(latest)) < 2:
         return 0.0, np.inf
-    se = np.sqrt(earlier.var(ddof=1) / len(earlier) + latest.var(ddof=1) / len(latest))
+    with np.errstate(over="ignore"):
+        se = np.sqrt(earlier.var(ddof=1) / len(earlier) + latest.var(ddof=1) / len(latest))
     return float(earlier.mean() - latest.mean()), float(se)
 
 

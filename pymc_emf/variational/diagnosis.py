@@ -36,7 +36,10 @@ def log_ratio(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
 
 def standard_deviation(log_weights: np.ndarray, ddof: int = 0) -> float:
     """Standard deviation of log weights, NaN where they are not all finite."""
-    return float(log_weights.std(ddof=ddof)) if np.isfinite(log_weights).all() else np.nan
+    if not np.isfinite(log_weights).all():
+        return np.nan
+    with np.errstate(over="ignore"):
+        return float(log_weights.std(ddof=ddof))
 
 
 @dataclass(frozen=True)
