@@ -18,7 +18,7 @@ from scipy.stats import multivariate_normal, norm
 import pymc_emf as emf
 
 from pymc_emf.variational.checks import moments_in_doubt, warn_if_poor
-from pymc_emf.variational.diagnosis import resample, smooth
+from pymc_emf.variational.diagnosis import MIN_DRAWS, resample, smooth
 
 
 def test_pareto_k_of_known_tails():
@@ -34,6 +34,24 @@ def test_pareto_k_of_known_tails():
     assert equal.ess == pytest.approx(1000)
     np.testing.assert_allclose(np.exp(equal.log_weights), 1e-3)
     assert np.isnan(smooth(np.append(exponential, -np.inf)).pareto_k)
+
+
+def test_weights_without_a_tail():
+    """Where ArviZ has no answer: some draws are worth the same, or one is worth all."""
+    rng = np.random.default_rng(0)
+    two = smooth(np.where(np.arange(1000) < 600, 0.0, -1.0))
+    assert two.pareto_k == -np.inf
+    assert two.ess == pytest.approx((600 + 400 / np.e) ** 2 / (600 + 400 / np.e**2))
+    assert two.log_evidence == pytest.approx(np.log(0.6 + 0.4 / np.e))
+    for log_weights in (1e6 * rng.normal(size=1000), np.append(rng.normal(size=999), 1e5)):
+        one = smooth(log_weights)
+        assert one.pareto_k == np.inf
+        assert one.ess == pytest.approx(1)
+    for scale in (1e200, 300.0, 50.0):
+        heavy = smooth(scale * rng.exponential(size=1000))
+        assert heavy.pareto_k > 1
+        assert np.isfinite(heavy.log_weights).all()
+    assert np.isfinite(smooth(rng.normal(size=MIN_DRAWS)).pareto_k)
 
 
 def test_log_evidence_of_known_weights():
@@ -201,6 +219,8 @@ def test_diagnosis(rough):
     assert float(dataset["pareto_k"]) == found.pareto_k
     assert dataset["beta_gate"].shape == (2,)
     assert dataset.attrs["advice"] == found.advice
+    with pytest.raises(ValueError, match="at least 30, got 29"):
+        approx.diagnose(29)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from pymc_emf.program import Program
 from pymc_emf.trainable import constrained_value
 from pymc_emf.variational.diagnosis import (
     HOPELESS_PARETO_K,
+    MIN_DRAWS,
     Diagnosis,
     log_ratio,
     resample,
@@ -430,7 +431,7 @@ class EMFApproximation(SingleGroupApproximation):
         Raises
         ------
         ValueError
-            If ``draws`` is not a positive integer.
+            If ``draws`` is not an integer of at least 30.
 
         Examples
         --------
@@ -443,6 +444,9 @@ class EMFApproximation(SingleGroupApproximation):
         >>> approx.diagnose(1000).advice
         'Use it: the importance weights are well-behaved.'
         """
+        _check_draws(draws)
+        if draws < MIN_DRAWS:
+            raise ValueError(f"diagnose needs draws of at least {MIN_DRAWS}, got {draws}.")
         _, log_p, log_q = self._weigh(self._noise(draws, random_seed))
         log_weights = log_ratio(log_p, log_q)
         smoothed = smooth(log_weights)

@@ -12,6 +12,7 @@ from scipy.special import logsumexp
 __all__ = [
     "HOPELESS_PARETO_K",
     "MAX_PARETO_K",
+    "MIN_DRAWS",
     "Diagnosis",
     "Smoothed",
     "log_ratio",
@@ -24,6 +25,8 @@ __all__ = [
 MAX_PARETO_K = 0.7
 #: Above it, even many draws would not tell what the approximation misses.
 HOPELESS_PARETO_K = 1.0
+#: Fewer draws have no tail, of a fifth of them, to which a distribution could be fitted.
+MIN_DRAWS = 30
 #: Log weights that differ by no more than this differ by rounding.
 ROUNDING = 1e-6
 
@@ -53,7 +56,8 @@ class Smoothed:
     log_weights : ndarray, shape (draws,)
         Normalised: they sum to one.
     pareto_k : float
-        NaN if a weight is not finite, minus infinity if all are equal but for rounding.
+        NaN if a weight is not finite, minus infinity if the largest are all equal but for
+        rounding, infinity if a few are beyond all comparison with the others.
     log_evidence, se : float
         Log of the mean weight, and its standard error, in nats.
     """
@@ -70,14 +74,20 @@ class Smoothed:
 
 
 def smooth(log_weights: np.ndarray) -> Smoothed:
-    """Smooth log weights, log p - log q of draws from q."""
+    """Smooth log weights, log p - log q of draws from q, of which `MIN_DRAWS` are needed."""
     n = len(log_weights)
     equal = np.full(n, -np.log(n))
     if not np.isfinite(log_weights).all():
         return Smoothed(equal, np.nan, np.nan, np.nan)
     if np.ptp(log_weights) < ROUNDING:
         return Smoothed(equal, -np.inf, float(log_weights.mean()), 0.0)
-    smoothed, k = array_stats.psislw(-log_weights)
+    try:
+        with np.errstate(all="ignore"):
+            smoothed, k = array_stats.psislw(-log_weights)
+    except ValueError:  # all weights of the tail are the same
+        smoothed, k = log_weights - logsumexp(log_weights), -np.inf
+    if np.isnan(k):  # next to the largest weights, the others of the tail are zero
+        k = np.inf
     # the smallest weight is never smoothed, and tells by what all were divided
     least = log_weights.argmin()
     log_evidence = log_weights[least] - smoothed[least] - np.log(n)
@@ -101,8 +111,8 @@ class Diagnosis:
     Attributes
     ----------
     pareto_k : float
-        Pareto k-hat of the importance weights; minus infinity where all are equal, NaN where one
-        is not finite.
+        Pareto k-hat of the importance weights; minus infinity where the largest are all equal,
+        infinity where a few are beyond comparison, NaN where one is not finite.
     elbo, elbo_se : float
         Evidence lower bound and its standard error, in nats.
     log_evidence, log_evidence_se : float
