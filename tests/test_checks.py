@@ -18,7 +18,7 @@ from scipy.stats import multivariate_normal, norm
 import pymc_emf as emf
 
 from pymc_emf.variational.checks import moments_in_doubt, warn_if_poor
-from pymc_emf.variational.diagnosis import MIN_DRAWS, resample, smooth
+from pymc_emf.variational.diagnosis import MIN_DRAWS, average, resample, smooth, standard_deviation
 
 
 def test_pareto_k_of_known_tails():
@@ -34,6 +34,13 @@ def test_pareto_k_of_known_tails():
     assert equal.ess == pytest.approx(1000)
     np.testing.assert_allclose(np.exp(equal.log_weights), 1e-3)
     assert np.isnan(smooth(np.append(exponential, -np.inf)).pareto_k)
+
+
+def test_moments_of_infinite_log_weights():
+    assert np.isnan(average(np.array([np.inf, -np.inf, 0.0])))
+    assert average(np.array([-np.inf, 0.0])) == -np.inf
+    assert np.isnan(standard_deviation(np.array([-np.inf, 0.0])))
+    assert standard_deviation(np.array([-1e200, 1e200])) == np.inf
 
 
 def test_weights_without_a_tail():

@@ -541,6 +541,14 @@ class TestErrors:
             with pytest.raises(NotImplementedError, match="of omega cannot be compiled"):
                 emf.fit(1, layers="affine")
 
+    def test_a_density_that_pymc_cannot_derive_is_named(self):
+        with pm.Model():
+            x = pm.Normal("x")
+            pm.AR("y", [0.5], 1.0, init_dist=pm.Normal.dist(), observed=np.zeros(0))
+            pm.Normal("z", x, observed=0.0)
+            with pytest.raises(ValueError, match="fails to derive the log density of y"):
+                emf.fit(1, layers="affine")
+
     def test_bad_data_are_named(self):
         with pm.Model():
             x = pm.Normal("x")

@@ -40,6 +40,7 @@ from pymc_emf.variational.diagnosis import (
     HOPELESS_PARETO_K,
     MIN_DRAWS,
     Diagnosis,
+    average,
     log_ratio,
     resample,
     smooth,
@@ -412,7 +413,7 @@ class EMFApproximation(SingleGroupApproximation):
         _, log_p, log_q = self._weigh(self._noise(draws, random_seed))
         log_weights = log_ratio(log_p, log_q)
         se = standard_deviation(log_weights, ddof=1) / np.sqrt(draws) if draws > 1 else np.nan
-        return ELBO(float(log_weights.mean()), float(se), int(draws))
+        return ELBO(average(log_weights), float(se), int(draws))
 
     def diagnose(self, draws: int = 10_000, *, random_seed: RandomState = None) -> Diagnosis:
         """Tell how far the approximation can be trusted, from importance weights of fresh draws.
@@ -454,7 +455,7 @@ class EMFApproximation(SingleGroupApproximation):
         stopping = self.stopping
         return Diagnosis(
             pareto_k=smoothed.pareto_k,
-            elbo=float(log_weights.mean()),
+            elbo=average(log_weights),
             elbo_se=float(se),
             log_evidence=smoothed.log_evidence,
             log_evidence_se=smoothed.se,

@@ -9,7 +9,7 @@ import optax
 import pytensor
 
 from pymc_emf.layers.parameters import store
-from pymc_emf.variational.diagnosis import MAX_PARETO_K, log_ratio, standard_deviation
+from pymc_emf.variational.diagnosis import MAX_PARETO_K, average, log_ratio, standard_deviation
 from pymc_emf.variational.objective import Objective
 
 __all__ = [
@@ -64,10 +64,11 @@ def keep_the_better(
     se = standard_deviation(gain) / np.sqrt(n_draws)
     # comparisons with NaN are false: a start that is not finite gives way
     calmer = standard_deviation(fitted) <= standard_deviation(started)
-    improved = gain.mean() > 2 * se or (gain.mean() > -2 * se and calmer)
+    mean = average(gain)
+    improved = mean > 2 * se or (mean > -2 * se and calmer)
     if not improved and np.isfinite(started).all():
         store(objective.parameters, before)
-        logger.info("The fit kept its start, whose ELBO is %.3g nats higher.", -gain.mean())
+        logger.info("The fit kept its start, whose ELBO is %.3g nats higher.", -mean)
         return started_values, started
     return fitted_values, fitted
 

@@ -15,6 +15,7 @@ __all__ = [
     "MIN_DRAWS",
     "Diagnosis",
     "Smoothed",
+    "average",
     "log_ratio",
     "resample",
     "smooth",
@@ -35,6 +36,12 @@ def log_ratio(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
     """Log weights, NaN where both densities have overflowed."""
     with np.errstate(invalid="ignore"):
         return np.asarray(log_p - log_q, dtype=float)
+
+
+def average(log_weights: np.ndarray) -> float:
+    """Mean of log weights, NaN where they are infinite either way."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(log_weights.mean())
 
 
 def standard_deviation(log_weights: np.ndarray, ddof: int = 0) -> float:
