@@ -6,6 +6,7 @@ import arviz as az
 import numpy as np
 import optax
 import pymc as pm
+import pytensor.tensor as pt
 import pytest
 import xarray as xr
 
@@ -540,6 +541,15 @@ class TestErrors:
             pm.PolyaGamma("omega", 1.0, x, observed=0.3)
             with pytest.raises(NotImplementedError, match="of omega cannot be compiled"):
                 emf.fit(1, layers="affine")
+
+    def test_a_deterministic_that_jax_lacks_is_named(self):
+        with pm.Model() as model:
+            x = pm.Normal("x", shape=3)
+            pm.Deterministic("above", pt.nonzero(x > 0)[0])
+            pm.Normal("y", x, 1.0, observed=np.zeros(3))
+        approx = emf.fit(1, model=model, layers="affine", warm_start=False, **quiet)
+        with pytest.raises(NotImplementedError, match="above cannot be compiled"):
+            approx.sample(1)
 
     def test_a_density_that_pymc_cannot_derive_is_named(self):
         with pm.Model():

@@ -188,7 +188,15 @@ class EMFApproximation(SingleGroupApproximation):
             for det, x in zip(deterministics, given, strict=True)
             if not draws_at_random(x)
         )
-        return list(outputs), self._batched(value, list(outputs.values()))
+        try:
+            return list(outputs), self._batched(value, list(outputs.values()))
+        except NotImplementedError as error:
+            for name, x in outputs.items():
+                try:
+                    self._batched(value, [x])
+                except NotImplementedError as reason:
+                    raise NotImplementedError(f"{name} cannot be compiled. {reason}") from error
+            raise
 
     @cached_property
     def _weigh(self) -> Batched:

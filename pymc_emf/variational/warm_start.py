@@ -241,14 +241,14 @@ def _choose(elbos: dict[str, float]) -> str:
     if not known:
         return next(iter(elbos))
     best = max(known.values())
-    return next(name for name, elbo in known.items() if elbo > best - SAME_ELBO)
+    return next(name for name, elbo in known.items() if elbo >= best - SAME_ELBO)
 
 
 def _worth_training(elbos: dict[str, float]) -> list[str]:
     """The prior, whatever its ELBO, and those of the others that are not far behind the best."""
     others = {name: elbo for name, elbo in elbos.items() if name != "prior"}
     best = max((elbo for elbo in others.values() if np.isfinite(elbo)), default=0.0)
-    return ["prior", *(name for name, elbo in others.items() if elbo > best - FAR_BEHIND)]
+    return ["prior", *(name for name, elbo in others.items() if elbo >= best - FAR_BEHIND)]
 
 
 def _apply(objective: Objective, layer: AffineLayer, candidate: Candidate) -> None:
