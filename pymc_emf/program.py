@@ -402,11 +402,26 @@ class Program:
             terms.append((names, pattern, rv, value[0] if value else None, None))
         terms = [term for term in terms if term[0][0] not in joint]
         rvs = [rv for _, _, rv, _, _ in terms if rv in rvs_to_values]
-        densities = transformed_conditional_logp(
-            rvs,
-            rvs_to_values={rv: rvs_to_values[rv] for rv in rvs},
-            rvs_to_transforms={rv: rvs_to_transforms[rv] for rv in rvs},
-        )
+
+        def densities_of(rvs):
+            return transformed_conditional_logp(
+                rvs,
+                rvs_to_values={rv: rvs_to_values[rv] for rv in rvs},
+                rvs_to_transforms={rv: rvs_to_transforms[rv] for rv in rvs},
+            )
+
+        try:
+            densities = densities_of(rvs)
+        except Exception as error:
+            for names, _, rv, _, _ in terms:
+                try:
+                    densities_of([rv] if rv in rvs else [])
+                except Exception as reason:
+                    raise ValueError(
+                        f"PyMC fails to derive the log density of {names[0]} ({reason}); check the "
+                        "distribution, data and parameters of that variable."
+                    ) from error
+            raise
         density_of = dict(zip(rvs, densities, strict=True))
         graphs = [
             (names, pattern, rvs_to_values.get(rv), value, places, density_of.get(rv, rv).sum())

@@ -19,7 +19,14 @@ from scipy.stats import multivariate_normal, norm
 import pymc_emf as emf
 
 from pymc_emf.variational.checks import moments_in_doubt, warn_if_poor
-from pymc_emf.variational.diagnosis import missed_evidence, resample, smooth
+from pymc_emf.variational.diagnosis import (
+    MIN_DRAWS,
+    average,
+    missed_evidence,
+    resample,
+    smooth,
+    standard_deviation,
+)
 
 
 def test_pareto_k_of_known_tails():
@@ -35,6 +42,31 @@ def test_pareto_k_of_known_tails():
     assert equal.ess == pytest.approx(1000)
     np.testing.assert_allclose(np.exp(equal.log_weights), 1e-3)
     assert np.isnan(smooth(np.append(exponential, -np.inf)).pareto_k)
+
+
+def test_moments_of_infinite_log_weights():
+    assert np.isnan(average(np.array([np.inf, -np.inf, 0.0])))
+    assert average(np.array([-np.inf, 0.0])) == -np.inf
+    assert np.isnan(standard_deviation(np.array([-np.inf, 0.0])))
+    assert standard_deviation(np.array([-1e200, 1e200])) == np.inf
+
+
+def test_weights_without_a_tail():
+    """Where ArviZ has no answer: some draws are worth the same, or one is worth all."""
+    rng = np.random.default_rng(0)
+    two = smooth(np.where(np.arange(1000) < 600, 0.0, -1.0))
+    assert two.pareto_k == -np.inf
+    assert two.ess == pytest.approx((600 + 400 / np.e) ** 2 / (600 + 400 / np.e**2))
+    assert two.log_evidence == pytest.approx(np.log(0.6 + 0.4 / np.e))
+    for log_weights in (1e6 * rng.normal(size=1000), np.append(rng.normal(size=999), 1e5)):
+        one = smooth(log_weights)
+        assert one.pareto_k == np.inf
+        assert one.ess == pytest.approx(1)
+    for scale in (1e200, 300.0, 50.0):
+        heavy = smooth(scale * rng.exponential(size=1000))
+        assert heavy.pareto_k > 1
+        assert np.isfinite(heavy.log_weights).all()
+    assert np.isfinite(smooth(rng.normal(size=MIN_DRAWS)).pareto_k)
 
 
 def test_log_evidence_of_known_weights():
@@ -80,6 +112,16 @@ def test_moments_that_the_weights_correct(mean, sd, words):
         assert doubt[1].startswith(words[:-1])
 
 
+def test_moments_of_values_without_bound():
+    """Squares of large values overflow; what is not finite has no moments."""
+    values = np.random.default_rng(0).normal(size=(1000, 2)) * [1e200, 1.0]
+    weights = np.exp(values[:, 1]) / np.exp(values[:, 1]).sum()
+    assert moments_in_doubt(values, np.full(1000, 1e-3)) is None
+    assert moments_in_doubt(values, weights)[0] == 1
+    values[0, 0] = np.inf
+    assert moments_in_doubt(values, weights) is None
+
+
 @pytest.mark.parametrize(
     ("k", "losses", "words"),
     [
@@ -88,6 +130,7 @@ def test_moments_that_the_weights_correct(mean, sd, words):
         (0.5, np.linspace(0.4, 0, 1000), None),  # less than a tenth of a nat
         (0.5, np.random.default_rng(0).normal(size=1000), None),
         (0.5, np.array([3.0]), None),
+        (0.5, 1e200 * np.random.default_rng(0).normal(size=1000), None),
         (0.95, np.zeros(1000), "Pareto k-hat is 0.95, above 0.7"),
         (np.nan, np.zeros(1000), "not all finite"),
         (-np.inf, np.zeros(1000), None),
@@ -245,6 +288,8 @@ def test_diagnosis(rough):
     assert float(dataset["pareto_k"]) == found.pareto_k
     assert dataset["beta_gate"].shape == (2,)
     assert dataset.attrs["advice"] == found.advice
+    with pytest.raises(ValueError, match="at least 30, got 29"):
+        approx.diagnose(29)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import pytest
 
 from pymc.distributions.transforms import _default_transform
 
+import pymc_emf as emf
+
 from pymc_emf.bijections import bijection_from_rv
 
 ring = np.array([[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]])
@@ -141,3 +143,13 @@ def test_excepted(build):
     dist = build()
     transform = _default_transform(dist.owner.op, dist)
     assert bijection_from_rv(dist, transform) is None
+
+
+@pytest.mark.filterwarnings("ignore:Data in . contains missing values")
+def test_imputed_data_whose_density_is_not_their_own_are_bypassed():
+    """PyMC splits what is missing off the distributions that are one Op, and no others."""
+    with pm.Model() as model:
+        pm.NormalMixture("y", [0.5, 0.5], [0.0, 1.0], observed=np.ma.masked_less([-1.0, 0, 1], 0))
+        pm.Normal("z", observed=np.ma.masked_less([-1.0, 0, 1], 0))
+    assert emf.StructuredLayer(model).bypassed == {"y_unobserved"}
+    assert "one with that of what is observed" in str(emf.describe(model))

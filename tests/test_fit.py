@@ -6,6 +6,7 @@ import arviz as az
 import numpy as np
 import optax
 import pymc as pm
+import pytensor.tensor as pt
 import pytest
 import xarray as xr
 
@@ -539,6 +540,23 @@ class TestErrors:
             x = pm.Normal("x")
             pm.PolyaGamma("omega", 1.0, x, observed=0.3)
             with pytest.raises(NotImplementedError, match="of omega cannot be compiled"):
+                emf.fit(1, layers="affine")
+
+    def test_a_deterministic_that_jax_lacks_is_named(self):
+        with pm.Model() as model:
+            x = pm.Normal("x", shape=3)
+            pm.Deterministic("above", pt.nonzero(x > 0)[0])
+            pm.Normal("y", x, 1.0, observed=np.zeros(3))
+        approx = emf.fit(1, model=model, layers="affine", warm_start=False, **quiet)
+        with pytest.raises(NotImplementedError, match="above cannot be compiled"):
+            approx.sample(1)
+
+    def test_a_density_that_pymc_cannot_derive_is_named(self):
+        with pm.Model():
+            x = pm.Normal("x")
+            pm.AR("y", [0.5], 1.0, init_dist=pm.Normal.dist(), observed=np.zeros(0))
+            pm.Normal("z", x, observed=0.0)
+            with pytest.raises(ValueError, match="fails to derive the log density of y"):
                 emf.fit(1, layers="affine")
 
     def test_bad_data_are_named(self):

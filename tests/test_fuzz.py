@@ -4,7 +4,8 @@ A campaign of many models runs in the background, and goes on where it was left:
 
     python -m tests.test_fuzz --first 0 --last 200
 
-writes one line of JSON a model to results/fuzz.jsonl; ``--only 17`` shows what model 17 does.
+writes one line of JSON a model to results/fuzz.jsonl, and tries again what has failed there;
+``--only 17`` shows what model 17 does.
 """
 
 import argparse
@@ -23,10 +24,11 @@ import numpy as np
 import pymc as pm
 import pytest
 
+from pytensor.compile.mode import Mode
+
 import pymc_emf as emf
 import tests.conftest  # noqa: F401  (how XLA compiles, for the campaign too)
 
-from tests.helpers import UNREWRITTEN
 from tests.random_models import Case, random_case
 
 RESULTS = Path("results/fuzz.jsonl")
@@ -41,6 +43,9 @@ NOT_OURS = (
     "pytensor.tensor.linalg.trace is deprecated",
 )
 
+#: PyTensor cannot run every density as it was written: not that of CAR.
+BY_PYTHON = Mode(linker="py", optimizer="fast_compile")
+
 PACKAGE = str(Path(emf.__file__).parent)
 
 
@@ -52,7 +57,25 @@ def is_documented(error: Exception) -> bool:
     return ours and isinstance(error, kinds)
 
 
-def check(case: Case) -> str:
+class Said(logging.Handler):
+    """What the package says through its logger."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record):
+        self.messages.append(record.getMessage())
+
+    def __enter__(self):
+        logging.getLogger("pymc_emf").addHandler(self)
+        return self
+
+    def __exit__(self, *_):
+        logging.getLogger("pymc_emf").removeHandler(self)
+
+
+def check(case: Case, said: Said) -> str:
     """Fit shortly and examine what comes of it; return the name of the error, or "draws"."""
     method = emf.ASVI if case.asvi else emf.EMFApprox
     try:
@@ -74,18 +97,20 @@ def check(case: Case) -> str:
     log_p = idata.sample_stats["lp"].values[0]
     densities = case.model.compile_fn(
         case.model.logp(sum=False),  # free variables, observed ones, potentials
-        mode=UNREWRITTEN,
+        mode=BY_PYTHON,
         point_fn=True,
         on_unused_input="ignore",
     )
     values = [v.name for v in case.model.value_vars]
-    for draw in range(0, 100, 4):
+    for draw in sorted({*range(0, 100, 4), *np.flatnonzero(~np.isfinite(log_p))}):
         found = densities({name: posterior[name][draw] for name in values})
         for rv, density in zip(case.model.free_RVs, found[:n_free], strict=True):
             assert np.isfinite(density).all(), f"{rv.name} is outside its support: {draw}"
         total = sum(float(np.sum(density)) for density in found)
-        np.testing.assert_allclose(log_p[draw], total, rtol=1e-5, atol=1e-5, err_msg=f"{found}")
-    assert not np.isnan(log_p).any()
+        if np.isfinite(log_p[draw]):
+            np.testing.assert_allclose(log_p[draw], total, rtol=1e-5, err_msg=f"{found}")
+        else:
+            assert not np.isfinite(total), f"the log density is not finite, PyMC's is: {found}"
     assert np.isfinite(idata.sample_stats["lq"]).all()
 
     for name, gate in approx.gates.data_vars.items():
@@ -93,19 +118,21 @@ def check(case: Case) -> str:
     diagnosis, elbo = approx.diagnose(500, random_seed=1), approx.elbo(500, random_seed=1)
     assert str(diagnosis)
     assert diagnosis.to_dataset()
-    assert not np.isnan(elbo.mean)
-    if np.isnan(diagnosis.pareto_k):
-        assert "Do not trust it" in diagnosis.advice
+    if np.isnan(diagnosis.pareto_k):  # of a density that is not finite everywhere
+        assert "not finite" in diagnosis.advice
     else:
         assert np.isfinite([elbo.mean, elbo.se, diagnosis.elbo, diagnosis.log_evidence]).all()
         assert 1 <= diagnosis.ess <= 500.001
     assert approx.pareto_k is not None
+    if np.isnan(approx.pareto_k):
+        assert said.messages, "the fit does not say that its log weights are not finite"
     return "draws"
 
 
-@pytest.mark.parametrize("number", [1, 3, 35])
+@pytest.mark.parametrize("number", [1, 35, 41])
 def test_a_random_fit(number):
-    check(random_case(number))
+    with Said() as said:
+        check(random_case(number), said)
 
 
 @pytest.fixture(scope="module")
@@ -124,36 +151,22 @@ def test_random_fits(examiner, number):
 # --- the campaign ----------------------------------------------------------------------------
 
 
-class Said(logging.Handler):
-    """What the package says through its logger."""
-
-    def __init__(self):
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record):
-        self.messages.append(record.getMessage())
-
-
 def examine(number: int) -> dict:
     """Result of one model, as a line of the campaign's file."""
     begin = time.perf_counter()
     result: dict = {"number": number}
     said = Said()
-    logging.getLogger("pymc_emf").addHandler(said)
     try:
-        with warnings.catch_warnings():
+        with said, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyMC tells that it imputes
             case = random_case(number)
             result |= {"model": case.words, "asvi": case.asvi, **case.method, **case.fit}
             warnings.simplefilter("error")
             for message in NOT_OURS:
                 warnings.filterwarnings("ignore", message=message)
-            result["end"] = check(case)
+            result["end"] = check(case, said)
     except Exception as error:
         result |= {"failure": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
-    finally:
-        logging.getLogger("pymc_emf").removeHandler(said)
     gc.collect()
     jax.clear_caches()
     return result | {"said": said.messages, "seconds": round(time.perf_counter() - begin, 1)}
@@ -193,16 +206,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--last", type=int, default=200)
-    parser.add_argument("--only", type=int)
+    parser.add_argument("--only", type=int, nargs="+", default=[])
     arguments = parser.parse_args()
-    if arguments.only is not None:
-        result = examine(arguments.only)
+    for number in arguments.only:
+        result = examine(number)
         trace = result.pop("trace", "")
-        print(json.dumps(result, indent=1), trace, sep="\n")
+        print(json.dumps(result), trace, sep="\n", flush=True)
+    if arguments.only:
         return
     RESULTS.parent.mkdir(exist_ok=True)
     lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    done = {json.loads(line)["number"] for line in lines}
+    results = [json.loads(line) for line in lines]
+    done = {result["number"] for result in results if "failure" not in result}
     campaign(k for k in range(arguments.first, arguments.last) if k not in done)
 
 

@@ -61,3 +61,5 @@ def test_exactness():
     assert is_exact(np.full(100, 3.0) + 1e-9 * np.arange(100), 50)
     assert not is_exact(np.full(100, 3.0) + 1e-5 * np.arange(100), 50)
     assert not is_exact(np.array([3.0]), 50)
+    assert not is_exact(np.full(100, np.inf), 50)
+    assert not is_exact(np.array([-1e200, 1e200]), 50)

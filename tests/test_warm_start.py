@@ -7,7 +7,13 @@ import pytest
 
 import pymc_emf as emf
 
-from pymc_emf.variational.warm_start import _expected, _may_win, evaluate_prior
+from pymc_emf.variational.warm_start import (
+    _choose,
+    _expected,
+    _may_win,
+    _worth_training,
+    evaluate_prior,
+)
 
 quiet = {"progressbar": False}
 
@@ -110,6 +116,13 @@ def test_candidates_and_modes():
     # the well's curvature and the prior's
     draws = approx.sample(10_000, random_seed=0).posterior["x"].values[0, :, :1]
     check_moments(draws, np.array([-400 / 401]), np.array([[1 / 401]]))
+
+
+def test_elbos_next_to_which_a_nat_is_nothing():
+    elbos = {"prior": -1e30, "laplace": -1e20, "bypass": np.nan}
+    assert _choose(elbos) == "laplace"
+    assert _worth_training(elbos) == ["prior", "laplace"]
+    assert _choose({"prior": -np.inf, "laplace": np.nan}) == "prior"
 
 
 def test_densities_that_overflow_together(monkeypatch):

@@ -7,7 +7,7 @@ import pymc as pm
 import pytensor.tensor as pt
 
 from pymc.distributions.dist_math import i0e
-from pymc.distributions.distribution import SymbolicRandomVariable
+from pymc.distributions.distribution import PartialObservedRV, SymbolicRandomVariable
 from pymc.distributions.mixture import _HurdleRV
 from pymc.distributions.simulator import SimulatorRV
 from pymc.distributions.transforms import CircularTransform
@@ -43,6 +43,7 @@ for _op_type, _reason in {
     _HurdleRV: "its measure has an atom",
     pm.PolyaGamma.rv_type: "PyMC's density cannot be compiled by JAX",
     SimulatorRV: "it has no density",
+    PartialObservedRV: "its density is one with that of what is observed",
 }.items():
     register_bypass(_op_type, _reason)
 

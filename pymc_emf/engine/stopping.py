@@ -63,6 +63,7 @@ def is_exact(losses: np.ndarray, n_draws: int) -> bool:
     n_draws : int
         Draws behind each of them.
     """
+    if len(losses) < 2 or not np.isfinite(losses).all():
+        return False
     # the largest deviation, since a single one shows that there is something to learn
-    spread = np.ptp(losses) ** 2 * n_draws
-    return bool(len(losses) > 1 and spread < 2 * EXACT)
+    return bool(np.ptp(losses) < np.sqrt(2 * EXACT / n_draws))

@@ -37,7 +37,9 @@ from pymc_emf.engine.stopping import Stopping
 from pymc_emf.trainable import constrained_value
 from pymc_emf.variational.diagnosis import (
     HOPELESS_PARETO_K,
+    MIN_DRAWS,
     Diagnosis,
+    average,
     log_ratio,
     missed_evidence,
     resample,
@@ -189,7 +191,15 @@ class EMFApproximation(SingleGroupApproximation):
             for det, x in zip(deterministics, given, strict=True)
             if not draws_at_random(x)
         )
-        return list(outputs), self._batched(value, list(outputs.values()))
+        try:
+            return list(outputs), self._batched(value, list(outputs.values()))
+        except NotImplementedError as error:
+            for name, x in outputs.items():
+                try:
+                    self._batched(value, [x])
+                except NotImplementedError as reason:
+                    raise NotImplementedError(f"{name} cannot be compiled. {reason}") from error
+            raise
 
     @cached_property
     def _weigh(self) -> Batched:
@@ -514,7 +524,7 @@ class EMFApproximation(SingleGroupApproximation):
         _, log_p, log_q = self._weigh(self._noise(draws, random_seed))
         log_weights = log_ratio(log_p, log_q)
         se = standard_deviation(log_weights, ddof=1) / np.sqrt(draws) if draws > 1 else np.nan
-        return ELBO(float(log_weights.mean()), float(se), int(draws))
+        return ELBO(average(log_weights), float(se), int(draws))
 
     def diagnose(self, draws: int = 10_000, *, random_seed: RandomState = None) -> Diagnosis:
         """Tell how far the approximation can be trusted, from importance weights of fresh draws.
@@ -533,7 +543,7 @@ class EMFApproximation(SingleGroupApproximation):
         Raises
         ------
         ValueError
-            If ``draws`` is not a positive integer.
+            If ``draws`` is not an integer of at least 30.
 
         Examples
         --------
@@ -546,6 +556,9 @@ class EMFApproximation(SingleGroupApproximation):
         >>> approx.diagnose(1000).advice
         'Use it: the importance weights are well-behaved.'
         """
+        _check_draws(draws)
+        if draws < MIN_DRAWS:
+            raise ValueError(f"diagnose needs draws of at least {MIN_DRAWS}, got {draws}.")
         _, log_p, log_q = self._weigh(self._noise(draws, random_seed))
         log_weights = log_ratio(log_p, log_q)
         smoothed = smooth(log_weights)
@@ -558,7 +571,7 @@ class EMFApproximation(SingleGroupApproximation):
         return Diagnosis(
             pareto_k=np.inf if missed else smoothed.pareto_k,
             missed=missed,
-            elbo=float(log_weights.mean()),
+            elbo=average(log_weights),
             elbo_se=float(se),
             log_evidence=smoothed.log_evidence,
             log_evidence_se=smoothed.se,

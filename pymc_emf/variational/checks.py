@@ -9,7 +9,7 @@ import optax
 import pytensor
 
 from pymc_emf.layers.parameters import store
-from pymc_emf.variational.diagnosis import MAX_PARETO_K, log_ratio, standard_deviation
+from pymc_emf.variational.diagnosis import MAX_PARETO_K, average, log_ratio, standard_deviation
 from pymc_emf.variational.objective import Objective
 
 __all__ = [
@@ -64,10 +64,11 @@ def keep_the_better(
     se = standard_deviation(gain) / np.sqrt(n_draws)
     # comparisons with NaN are false: a start that is not finite gives way
     calmer = standard_deviation(fitted) <= standard_deviation(started)
-    improved = gain.mean() > 2 * se or (gain.mean() > -2 * se and calmer)
+    mean = average(gain)
+    improved = mean > 2 * se or (mean > -2 * se and calmer)
     if not improved and np.isfinite(started).all():
         store(objective.parameters, before)
-        logger.info("The fit kept its start, whose ELBO is %.3g nats higher.", -gain.mean())
+        logger.info("The fit kept its start, whose ELBO is %.3g nats higher.", -mean)
         return started_values, started
     return fitted_values, fitted
 
@@ -88,6 +89,9 @@ def moments_in_doubt(values: np.ndarray, weights: np.ndarray) -> tuple[int, str]
         and than what the finite number of draws explains.
     """
     values = np.asarray(values, dtype=float)
+    if not np.isfinite(values).all():
+        return None  # which the log weights have told
+    values = values / np.maximum(np.abs(values).max(axis=0), 1.0)  # or squares may overflow
     sd = values.std(axis=0)
     sd = np.where(sd > 0, sd, 1.0)
     z = (values - values.mean(axis=0)) / sd
@@ -114,7 +118,8 @@ def gain_at_the_end(losses: np.ndarray) -> tuple[float, float]:
     earlier, latest = earlier[np.isfinite(earlier)], latest[np.isfinite(latest)]
     if min(len(earlier), len(latest)) < 2:
         return 0.0, np.inf
-    se = np.sqrt(earlier.var(ddof=1) / len(earlier) + latest.var(ddof=1) / len(latest))
+    with np.errstate(over="ignore"):
+        se = np.sqrt(earlier.var(ddof=1) / len(earlier) + latest.var(ddof=1) / len(latest))
     return float(earlier.mean() - latest.mean()), float(se)
 
 

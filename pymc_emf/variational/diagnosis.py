@@ -12,8 +12,10 @@ from scipy.special import logsumexp
 __all__ = [
     "HOPELESS_PARETO_K",
     "MAX_PARETO_K",
+    "MIN_DRAWS",
     "Diagnosis",
     "Smoothed",
+    "average",
     "log_ratio",
     "missed_evidence",
     "resample",
@@ -25,6 +27,8 @@ __all__ = [
 MAX_PARETO_K = 0.7
 #: Above it, even many draws would not tell what the approximation misses.
 HOPELESS_PARETO_K = 1.0
+#: Fewer draws have no tail, of a fifth of them, to which a distribution could be fitted.
+MIN_DRAWS = 30
 #: Log weights that differ by no more than this differ by rounding.
 ROUNDING = 1e-6
 #: The evidence that draws from the prior find is right on average, so that it is by this factor
@@ -38,9 +42,18 @@ def log_ratio(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
         return np.asarray(log_p - log_q, dtype=float)
 
 
+def average(log_weights: np.ndarray) -> float:
+    """Mean of log weights, NaN where they are infinite either way."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(log_weights.mean())
+
+
 def standard_deviation(log_weights: np.ndarray, ddof: int = 0) -> float:
     """Standard deviation of log weights, NaN where they are not all finite."""
-    return float(log_weights.std(ddof=ddof)) if np.isfinite(log_weights).all() else np.nan
+    if not np.isfinite(log_weights).all():
+        return np.nan
+    with np.errstate(over="ignore"):
+        return float(log_weights.std(ddof=ddof))
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,8 @@ class Smoothed:
     log_weights : ndarray, shape (draws,)
         Normalised: they sum to one.
     pareto_k : float
-        NaN if a weight is not finite, minus infinity if all are equal but for rounding.
+        NaN if a weight is not finite, minus infinity if the largest are all equal but for
+        rounding, infinity if a few are beyond all comparison with the others.
     log_evidence, se : float
         Log of the mean weight, and its standard error, in nats.
     """
@@ -71,14 +85,20 @@ class Smoothed:
 
 
 def smooth(log_weights: np.ndarray) -> Smoothed:
-    """Smooth log weights, log p - log q of draws from q."""
+    """Smooth log weights, log p - log q of draws from q, of which `MIN_DRAWS` are needed."""
     n = len(log_weights)
     equal = np.full(n, -np.log(n))
     if not np.isfinite(log_weights).all():
         return Smoothed(equal, np.nan, np.nan, np.nan)
     if np.ptp(log_weights) < ROUNDING:
         return Smoothed(equal, -np.inf, float(log_weights.mean()), 0.0)
-    smoothed, k = array_stats.psislw(-log_weights)
+    try:
+        with np.errstate(all="ignore"):
+            smoothed, k = array_stats.psislw(-log_weights)
+    except ValueError:  # all weights of the tail are the same
+        smoothed, k = log_weights - logsumexp(log_weights), -np.inf
+    if np.isnan(k):  # next to the largest weights, the others of the tail are zero
+        k = np.inf
     # the smallest weight is never smoothed, and tells by what all were divided
     least = log_weights.argmin()
     log_evidence = log_weights[least] - smoothed[least] - np.log(n)
@@ -128,8 +148,9 @@ class Diagnosis:
     Attributes
     ----------
     pareto_k : float
-        Pareto k-hat of the importance weights; minus infinity where all are equal, NaN where one
-        is not finite, infinity if a mode has been missed.
+        Pareto k-hat of the importance weights; minus infinity where the largest are all equal,
+        infinity where a few are beyond comparison or a mode has been missed, NaN where one is not
+        finite.
     missed : float
         Nats of evidence that draws from the prior find beyond what the approximation does; zero
         if chance may explain it.

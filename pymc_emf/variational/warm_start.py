@@ -13,7 +13,7 @@ from pymc_emf.layers import Affine, LowerTriangular, LowRank
 from pymc_emf.layers.parameters import store
 from pymc_emf.layers.presets import DENSE_LIMIT
 from pymc_emf.layers.structured import gate_parameter
-from pymc_emf.variational.diagnosis import log_ratio, standard_deviation
+from pymc_emf.variational.diagnosis import average, log_ratio, standard_deviation
 from pymc_emf.variational.modes import Energy, find_modes, low_rank_normal
 from pymc_emf.variational.objective import Objective
 
@@ -185,7 +185,7 @@ def warm_start(
     for name, candidate in candidates.items():
         _apply(objective, layer, candidate)
         found[name] = log_weights()
-    elbos = {name: float(weights.mean()) for name, weights in found.items()}
+    elbos = {name: average(weights) for name, weights in found.items()}
     chosen = _choose(elbos)
     sd = standard_deviation(found[chosen])
     if train is None or sd < CLOSE or len(candidates) == 1:
@@ -205,7 +205,7 @@ def warm_start(
             n_steps += train()
             states[name] = [v.get_value() for v in variables]
             found[name] = log_weights()
-            histories[name].append(float(found[name].mean()))
+            histories[name].append(average(found[name]))
         after = {name: history[-1] for name, history in histories.items()}
         chosen = _choose(after)
         close = standard_deviation(found[chosen]) < CLOSE
@@ -241,14 +241,14 @@ def _choose(elbos: dict[str, float]) -> str:
     if not known:
         return next(iter(elbos))
     best = max(known.values())
-    return next(name for name, elbo in known.items() if elbo > best - SAME_ELBO)
+    return next(name for name, elbo in known.items() if elbo >= best - SAME_ELBO)
 
 
 def _worth_training(elbos: dict[str, float]) -> list[str]:
     """The prior, whatever its ELBO, and those of the others that are not far behind the best."""
     others = {name: elbo for name, elbo in elbos.items() if name != "prior"}
     best = max((elbo for elbo in others.values() if np.isfinite(elbo)), default=0.0)
-    return ["prior", *(name for name, elbo in others.items() if elbo > best - FAR_BEHIND)]
+    return ["prior", *(name for name, elbo in others.items() if elbo >= best - FAR_BEHIND)]
 
 
 def _apply(objective: Objective, layer: AffineLayer, candidate: Candidate) -> None:
