@@ -280,7 +280,7 @@ class EMFApproximation(SingleGroupApproximation):
         tune: int = 1000,
         chains: int = 4,
         random_seed: RandomState = None,
-        target_accept: float = 0.9,
+        target_accept: float = 0.99,
         nuts_sampler: Sampler | None = None,
         nuts: Mapping[str, Any] | None = None,
         progressbar: bool | str = True,
@@ -303,7 +303,8 @@ class EMFApproximation(SingleGroupApproximation):
         random_seed : int, RandomState or Generator, optional
             By default the random stream of the fit continues.
         target_accept : float
-            Between 0 and 1. Higher means shorter steps.
+            Between 0 and 1. High, for where the flow fits badly, in far tails, short steps avoid
+            divergences; 0.9 takes half as many steps, and nearly none diverge.
         nuts_sampler : {"pymc", "nutpie", "numpyro", "blackjax"}, optional
             By default nutpie, which is faster, if it is installed, and PyMC's own if not, which
             runs one chain after the other.
