@@ -151,6 +151,29 @@ def test_other_settings_of_the_loop(tmp_path):
         fit(path, obj_optimizer=optax.sgd(0.1), **options)
 
 
+def test_other_methods_through_pymc(tmp_path):
+    """ASVI, which trains other numbers and has no warm start, and the arguments of pm.fit."""
+
+    def run(**options):
+        with schools():
+            return pm.fit(
+                300,
+                method=emf.ASVI(random_seed=1),
+                progressbar=False,
+                checkpoint=tmp_path / "fit",
+                every=100,
+                **options,
+            )
+
+    with schools():
+        whole = snapshot(pm.fit(300, method=emf.ASVI(random_seed=1), progressbar=False))
+    with pytest.raises(Stop):
+        run(callbacks=[dies_after(100)])
+    np.testing.assert_equal(snapshot(run()), whole)
+    with pytest.raises(ValueError, match=r"another method \(ASVI, and here EMFApprox\)"):
+        fit(tmp_path / "fit", n=300)
+
+
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [

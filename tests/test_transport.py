@@ -7,7 +7,12 @@ import numpy as np
 import pymc as pm
 import pytest
 
+from scipy.stats import norm
+
 import pymc_emf as emf
+
+from benchmarks.transport import measure
+from pymc_emf.variational.objective import cover_rows
 
 #: A short run.
 SHORT = dict(draws=250, tune=200, chains=4, progressbar=False, quiet=True)
@@ -129,6 +134,16 @@ def test_funnel_without_divergences():
     assert float(idata.posterior["v"].std()) == pytest.approx(3.0, rel=0.15)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", ["schools", "funnel"])
+def test_targets(name, seed):
+    """No divergences, and three times as many effective draws per gradient as plain NUTS."""
+    through, plain, _ = measure(name, "pymc", 10_000, 1000, seed)
+    assert through["divergences"] == 0
+    assert plain["ratio"] > 3
+
+
 def test_asvi_and_transformed_values(caplog):
     """Any flow will do, after a fit by PyMC's own loop, too; and PyMC's warnings appear."""
     with pm.Model() as model:
@@ -144,6 +159,36 @@ def test_asvi_and_transformed_values(caplog):
     caplog.clear()
     assert "sigma_log__" not in approx.nuts(**options).posterior
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "size"), [(12, 4), (10, 4), (11, 7), (3, 10), (1, 1), (97, 64), (1000, 101)]
+)
+def test_minibatches_that_hold_every_row_once(n_rows, size):
+    indices, weights = cover_rows(n_rows, size)
+    counts = np.zeros(n_rows)
+    np.add.at(counts, indices, np.repeat(weights[:, None], size, axis=1))
+    np.testing.assert_allclose(counts, size / n_rows)
+    assert weights.sum() == pytest.approx(1.0)
+    assert len(indices) <= n_rows // size + 2 * np.log2(size) + 1
+
+
+def test_minibatches():
+    """The density is that of all data, though neither number of rows divides by its batch size."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(1.0, 1.0, size=50), rng.normal(2.0, 1.0, size=23)
+    with pm.Model() as model:
+        mu = pm.Normal("mu", 0.0, 10.0)
+        pm.Normal("a", mu, 1.0, observed=pm.Minibatch(a, batch_size=16), total_size=50)
+        pm.Normal("b", mu + 1, 1.0, observed=pm.Minibatch(b, batch_size=10), total_size=23)
+    approx = emf.fit(50, model=model, layers="affine", random_seed=0, progressbar=False)
+    idata = approx.nuts(**SHORT, random_seed=1, nuts_sampler="pymc")
+    mu = idata.posterior["mu"].values
+    precision = 0.01 + 73
+    assert mu.mean() == pytest.approx((a.sum() + (b - 1).sum()) / precision, abs=0.02)
+    assert mu.std() == pytest.approx(precision**-0.5, rel=0.15)
+    expected = norm(0, 10).logpdf(mu[0, 0]) + norm(mu[0, 0]).logpdf(np.append(a, b - 1)).sum()
+    assert float(idata.sample_stats["lp"][0, 0]) == pytest.approx(expected, rel=1e-8)
 
 
 @pytest.mark.parametrize(

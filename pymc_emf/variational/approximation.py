@@ -298,7 +298,7 @@ class EMFApproximation(SingleGroupApproximation):
         tune: int = 1000,
         chains: int = 4,
         random_seed: RandomState = None,
-        target_accept: float = 0.9,
+        target_accept: float = 0.99,
         nuts_sampler: Sampler | None = None,
         nuts: Mapping[str, Any] | None = None,
         progressbar: bool | str = True,
@@ -321,7 +321,8 @@ class EMFApproximation(SingleGroupApproximation):
         random_seed : int, RandomState or Generator, optional
             By default the random stream of the fit continues.
         target_accept : float
-            Between 0 and 1. Higher means shorter steps.
+            Between 0 and 1. High, for where the flow fits badly, in far tails, short steps avoid
+            divergences; 0.9 takes half as many steps, and nearly none diverge.
         nuts_sampler : {"pymc", "nutpie", "numpyro", "blackjax"}, optional
             By default nutpie, which is faster, if it is installed, and PyMC's own if not, which
             runs one chain after the other.
@@ -398,7 +399,7 @@ class EMFApproximation(SingleGroupApproximation):
         if not smoothed.pareto_k <= HOPELESS_PARETO_K:
             logger.warning(
                 "Pareto k-hat is %.2f, above %.1f: importance resampling cannot mend the "
-                "approximation. Give the fit more steps (n=), or use pm.sample.",
+                "approximation. Give the fit more steps (n=), or use approx.nuts().",
                 smoothed.pareto_k,
                 HOPELESS_PARETO_K,
             )

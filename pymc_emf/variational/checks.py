@@ -143,7 +143,7 @@ def warn_if_poor(
     if missed:
         logger.warning(
             "The approximation has missed a mode: draws from the prior find more evidence, by %.3g "
-            'nats. Fit again with warm_start="auto", pass a start=, or use pm.sample.',
+            'nats. Fit again with warm_start="auto", pass a start=, or use approx.nuts().',
             missed,
         )
     elif gain > max(MIN_GAIN, 3 * se):
@@ -161,14 +161,14 @@ def warn_if_poor(
         logger.warning(
             "Pareto k-hat is %.2f, above %.1f: the approximation may miss part of the posterior, "
             "and its means and intervals may be off. Give the fit more steps (n=), check the "
-            "model, or use pm.sample.",
+            "model, or use approx.nuts().",
             k,
             MAX_PARETO_K,
         )
     elif doubt is not None:
         logger.warning(
             "The approximation of %s is off: importance weights would %s in value space. Give "
-            "the fit more steps (n=), check the model, or use pm.sample.",
+            "the fit more steps (n=), check the model, or use approx.nuts().",
             *doubt,
         )
 

@@ -203,7 +203,7 @@ class Diagnosis:
                 "Resample it, approx.sample(importance=True), or fit longer: its tails are too "
                 "light."
             )
-        return "Do not trust it: fit longer, check the model, or use pm.sample."
+        return "Do not trust it: fit longer, check the model, or use approx.nuts()."
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = [

@@ -391,6 +391,7 @@ class EMFApprox(Inference):
         file = None
         if checkpoint is not None:
             settings = {
+                "method": type(self).__name__,
                 "n": n,
                 "obj_n_mc": obj_n_mc,
                 "obj_optimizer": "default" if obj_optimizer is None else "own",
@@ -399,7 +400,6 @@ class EMFApprox(Inference):
                 "number of steps before it": self._n_steps,
                 "warm_start": self.warm_start,
                 "random_seed": self._seed,
-                "method": type(self).__name__,
                 **self._options(),
             }
             file = Checkpoint(checkpoint, every, settings)

@@ -41,6 +41,32 @@ MAX_ROWS_TIMES_DRAWS = 200_000_000
 MAX_NUMBERS_CHECKED, MIN_DRAWS = 20_000_000, 100
 
 
+def cover_rows(n_rows: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Minibatches of one size, and weights with which every row counts the same.
+
+    The rows that are left over by full minibatches fill another one by repetition; what is left
+    over of the last repetition is taken off again in the same way, as in Euclid's algorithm.
+
+    Returns
+    -------
+    indices : ndarray, shape (minibatches, size)
+    weights : ndarray, shape (minibatches,)
+        They sum to one.
+    """
+    rows = np.random.default_rng(0).permutation(n_rows)
+    n_full = n_rows // size
+    minibatches = list(rows[: n_full * size].reshape(n_full, size))
+    counts = [1.0] * n_full
+    rest, count = rows[n_full * size :], 1.0
+    while len(rest):
+        repetitions, n_left = divmod(size, len(rest))
+        minibatches.append(np.resize(rest, size))
+        count /= repetitions
+        counts.append(count)
+        rest, count = rest[:n_left], -count
+    return np.array(minibatches), np.array(counts) * size / n_rows
+
+
 class Objective:
     r"""What the fit averages: :math:`\log p(y, u) - \log q(u)` at :math:`u = F(A(\varepsilon))`.
 
@@ -170,6 +196,29 @@ class Objective:
         n = max((-(-n_rows // size) for n_rows, size in shapes), default=0)
         return [np.resize(rng.permutation(n_rows), (n, size)) for n_rows, size in shapes]
 
+    @cached_property
+    def cover(self) -> tuple[list[np.ndarray], np.ndarray]:
+        """Minibatches and weights by which their log densities add up to that of all data.
+
+        Arrays of row indices, shape (minibatches, rows), for every ``pm.Minibatch``; where there
+        are several, each goes over its rows while the others stay. The weights sum to one.
+        """
+        _ = self._target  # finds the minibatches
+        covers = [cover_rows(n_rows, index.type.shape[0]) for index, n_rows in self._minibatches]
+        first = [indices[:1] for indices, _ in covers]
+        parts = [
+            [
+                indices if i == moving else one.repeat(len(indices), axis=0)
+                for i, one in enumerate(first)
+            ]
+            for moving, (indices, _) in enumerate(covers)
+        ]
+        weights = [weights for _, weights in covers]
+        if len(covers) > 1:  # what does not depend on any of them has been counted each time
+            parts.append(first)
+            weights.append(np.array([1.0 - len(covers)]))
+        return [np.concatenate(rows) for rows in zip(*parts, strict=True)], np.concatenate(weights)
+
     @property
     def has_minibatches(self) -> bool:
         return bool(self.sweep)
@@ -209,7 +258,9 @@ class Objective:
         """The same, of all data (JAX)."""
         value, log_p, log_det = self.evaluate(target, noise, self.first_minibatches)
         if self.has_minibatches:
-            log_p = jax.lax.map(lambda m: self.evaluate(target, noise, m)[1], self.sweep).mean()
+            minibatches, weights = self.cover
+            each = jax.lax.map(lambda m: self.evaluate(target, noise, m)[1], minibatches)
+            log_p = (weights.astype(each.dtype) * each).sum()
         return value, log_p, log_det
 
     def pulled_back(self, target, noise, minibatches):
