@@ -12,7 +12,7 @@ __all__ = [
 
 
 class DiscreteVariableError(ParametrizationError):
-    """A free variable of the model is discrete."""
+    """A free variable of the model is discrete, or single values of it have a probability."""
 
 
 class EmbeddingError(VariationalInferenceError, NotImplementedError):

@@ -13,6 +13,9 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 
+from pymc.distributions.censored import CensoredRV
+from pymc.distributions.distribution import PartialObservedRV
+from pymc.distributions.mixture import _HurdleRV
 from pymc.exceptions import NotConstantValueError
 from pymc.logprob.basic import transformed_conditional_logp
 from pymc.logprob.transforms import LogOddsTransform, LogTransform, Transform
@@ -168,7 +171,7 @@ class Program:
     TypeError
         If the model has no free variables.
     DiscreteVariableError
-        If a free variable is discrete.
+        If a free variable is discrete, or partly so.
     ValueError
         If the model is nested in another one, a free variable has no elements, or an observed
         variable holds NaN.
@@ -533,6 +536,15 @@ def _check(model: pm.Model) -> None:
             raise DiscreteVariableError(
                 f"Discrete variables are not supported by VI: {rv.name}; marginalise it "
                 "(pymc_extras.marginalize) or give it a continuous relaxation."
+            )
+        op = rv.owner.op
+        if isinstance(op, PartialObservedRV):  # what is missing of an observed variable
+            op = rv.owner.inputs[0].owner.op
+        if isinstance(op, CensoredRV | _HurdleRV):
+            raise DiscreteVariableError(
+                f"{rv.name} is censored or has a hurdle: single values have a probability, which "
+                "no continuous approximation can give them; let the variable behind it be free, "
+                "or drop the missing observations."
             )
     for rv in model.observed_RVs:
         data = _constant_data(model.rvs_to_values[rv])

@@ -240,6 +240,18 @@ def test_registry():
     [
         (lambda: None, TypeError, "no free random variables"),
         (lambda: pm.Poisson("n", 3.0), DiscreteVariableError, "n; marginalise"),
+        (
+            lambda: pm.Censored("x", pm.Normal.dist(), lower=0.0, upper=None),
+            DiscreteVariableError,
+            "x is censored",
+        ),
+        (
+            lambda: pm.HurdleGamma(
+                "y", 0.5, 2.0, 1.0, observed=np.ma.masked_array([1.0, 2.0], [True, False])
+            ),
+            DiscreteVariableError,
+            "y_unobserved is censored or has a hurdle",
+        ),
         (lambda: pm.Normal("x", shape=0), ValueError, "x has no elements"),
         (
             lambda: pm.Normal(
