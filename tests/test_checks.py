@@ -22,6 +22,7 @@ from pymc_emf.variational.checks import moments_in_doubt, warn_if_poor
 from pymc_emf.variational.diagnosis import (
     MIN_DRAWS,
     average,
+    convergence_rate,
     missed_evidence,
     resample,
     smooth,
@@ -78,6 +79,32 @@ def test_log_evidence_of_known_weights():
     # E[w]**2 / E[w**2] of these two normals
     share = np.sqrt(2 * 1.5**2 - 1) / 1.5**2
     assert smoothed.ess == pytest.approx(20_000 * share, rel=0.05)
+
+
+def test_standard_errors_of_heavy_tails():
+    """Weights of known mean and tail: errors beyond three standard errors are as rare as they say.
+
+    By the central limit theorem they were one in eleven here.
+    """
+    rng, k, n = np.random.default_rng(0), 0.65, 5000
+    scores, plain = [], []
+    for _ in range(200):
+        weights = rng.pareto(1 / k, size=n) + 1  # of mean 1 / (1 - k)
+        smoothed = smooth(np.log(weights))
+        error = smoothed.log_evidence + np.log(1 - k)
+        scores.append(error / smoothed.se)
+        plain.append(error / (np.exp(smoothed.log_weights).std() * np.sqrt(n)))
+    assert np.mean(np.abs(scores) > 3) < 0.04
+    assert np.mean(np.abs(plain) > 3) > 0.06
+
+
+def test_convergence_rate():
+    assert convergence_rate(-1.0, 1000) == convergence_rate(0.0, 1000) == 1
+    assert convergence_rate(1.0, 1000) == convergence_rate(2.0, 1000) == 0
+    rates = [convergence_rate(k, 10_000) for k in np.linspace(0.01, 0.99, 99)]
+    assert (np.diff(rates) <= 0).all()
+    around = convergence_rate(0.4999, 10_000), convergence_rate(0.5001, 10_000)
+    np.testing.assert_allclose(around, convergence_rate(0.5, 10_000), atol=1e-3)
 
 
 def test_resampling():
