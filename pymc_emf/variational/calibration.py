@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from pymc_emf.variational.approximation import EMFApproximation, make_rng
 from pymc_emf.variational.diagnosis import MAX_PARETO_K
 from pymc_emf.variational.inference import OPTIONS, EMFApprox, check_positive
 from pymc_emf.variational.persistence import check_model, check_settings, signature
+from pymc_emf.variational.report import Report
 
 __all__ = ["Calibration", "calibrate"]
 
@@ -48,8 +48,8 @@ MIN_EXPECTED, MAX_BINS = 5, 20
 SUSPICIOUS = 0.01
 
 
-@dataclass(frozen=True)
-class Calibration:
+@dataclass(frozen=True, repr=False)
+class Calibration(Report):
     """Ranks of true values among draws from the fits to data that were simulated from them.
 
     Made by :func:`calibrate`. Where the fits are exact, all ranks are equally likely.
@@ -162,20 +162,6 @@ class Calibration:
             for name, p in self.p_values.data_vars.items():
                 rows.append((f"smallest p-value of {name}", f"{float(p.min()):.2g} of {p.size:,}"))
         return [*rows, ("advice", self.advice)]
-
-    def __str__(self) -> str:
-        rows = self._rows()
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
-            for name, value in self._rows()
-        )
-        return f"<table>{cells}</table>"
 
 
 def _chi_square(ranks: np.ndarray, draws: int) -> float:

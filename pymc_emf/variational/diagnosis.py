@@ -1,13 +1,14 @@
 """What importance weights say of an approximation, and resampling by them."""
 
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 import xarray as xr
 
 from arviz_stats.base import array_stats
 from scipy.special import logsumexp
+
+from pymc_emf.variational.report import Report
 
 __all__ = [
     "HOPELESS_PARETO_K",
@@ -166,8 +167,8 @@ def resample(log_weights: np.ndarray, n: int, rng: np.random.Generator) -> np.nd
     return rng.permutation(np.searchsorted(cumulative, positions).clip(max=len(log_weights) - 1))
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Report):
     """How far an approximation can be trusted; made by ``approx.diagnose()``.
 
     Attributes
@@ -245,20 +246,6 @@ class Diagnosis:
             spread = f"{low:.2f}" if gate.size == 1 else f"{low:.2f} to {high:.2f}"
             rows.append((f"gate of {name}", spread))
         return [*rows, ("advice", self.advice)]
-
-    def __str__(self) -> str:
-        rows = self._rows()
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
-            for name, value in self._rows()
-        )
-        return f"<table>{cells}</table>"
 
     def to_dataset(self) -> xr.Dataset:
         """All numbers as one dataset; the gates are called ``<variable>_gate``."""
