@@ -6,6 +6,7 @@ __all__ = [
     "BadStartError",
     "DiscreteVariableError",
     "EmbeddingError",
+    "NonFiniteDrawsError",
     "NonFiniteELBOError",
     "NonFiniteLossError",
 ]
@@ -29,3 +30,7 @@ class NonFiniteELBOError(VariationalInferenceError, FloatingPointError):
 
 class NonFiniteLossError(FloatingPointError):
     """The log density of the data or its gradient stopped being finite during a fit."""
+
+
+class NonFiniteDrawsError(VariationalInferenceError, FloatingPointError):
+    """Draws from an approximation overflow."""

@@ -622,3 +622,25 @@ class TestErrors:
             emf.fit(1, obj_optimizer=optax.adam(0.1), backend="numba")
         with positive_scale(), pytest.raises(TypeError, match="obj_optimizer must be"):
             emf.fit(1, obj_optimizer="adam")
+
+
+def test_draws_that_overflow(caplog):
+    """Of a prior beyond what floats can hold in one draw of twenty-six, and in nearly all."""
+    with pm.Model() as model:
+        pm.LogNormal("x", 0.0, 400.0, shape=2)
+        pm.Normal("z")
+    approx = emf.EMFApprox(model, random_seed=1).approx
+    idata = approx.sample(500, random_seed=1)
+    assert np.isfinite(idata.posterior["x"]).all()
+    assert "draws overflowed, and others took their place" in caplog.text
+    # those that did not stay as they are
+    value, _ = approx.objective.transform(approx._noise(500, np.random.default_rng(1)))
+    expected = np.exp(value[:, 0], where=value[:, 0] < 700, out=np.full(500, np.nan))
+    kept = np.isclose(idata.posterior["x"].values[0, :, 0], expected)
+    assert 400 < kept.sum() < 500
+    with pm.Model() as model:
+        pm.LogNormal("x", 2000.0, 1.0)
+    with pytest.raises(
+        emf.exceptions.NonFiniteDrawsError, match="Draws of x are not finite, 50 of"
+    ):
+        emf.EMFApprox(model, random_seed=1).approx.sample(50)

@@ -34,6 +34,7 @@ from pymc_emf.engine.batch import Batched, batch_jax, batch_pytensor
 from pymc_emf.engine.graph import depends_on_minibatch, draws_at_random
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.engine.stopping import Stopping
+from pymc_emf.exceptions import NonFiniteDrawsError
 from pymc_emf.trainable import constrained_value
 from pymc_emf.variational.diagnosis import (
     HOPELESS_PARETO_K,
@@ -56,6 +57,8 @@ __all__ = ["ELBO", "EMFApproximation", "make_rng"]
 
 logger = logging.getLogger(__name__)
 
+#: How often draws that are not finite are drawn again.
+MAX_REDRAWS = 20
 #: Draws from the prior by which a missed mode is found.
 MAX_PRIOR_DRAWS = 1000
 #: Draws among which importance resampling chooses, for each one that is asked for, and at least.
@@ -217,9 +220,11 @@ class EMFApproximation(SingleGroupApproximation):
         )
         return batch_pytensor(noise, [value, log_p, log_q], **self.compile_kwargs)
 
-    def _noise(self, draws: int, random_seed: RandomState) -> np.ndarray:
-        _check_draws(draws)
-        rng = self._rng if random_seed is None else make_rng(random_seed)
+    def _generator(self, random_seed: RandomState) -> np.random.Generator:
+        """Random stream of a seed, or that of the fit."""
+        return self._rng if random_seed is None else make_rng(random_seed)
+
+    def _noise(self, draws: int, rng: np.random.Generator) -> np.ndarray:
         return rng.normal(size=(draws, self.objective.size)).astype(pytensor.config.floatX)
 
     def sample(
@@ -264,6 +269,9 @@ class EMFApproximation(SingleGroupApproximation):
         ------
         ValueError
             If ``draws`` is not a positive integer.
+        NonFiniteDrawsError
+            If next to no draw is a number that floats can hold. Where some are not, others take
+            their place, with a warning.
         """
         _check_draws(draws)
         if importance and not return_inferencedata:
@@ -275,13 +283,14 @@ class EMFApproximation(SingleGroupApproximation):
         if kwargs:
             raise TypeError(f"sample() got unexpected arguments: {', '.join(kwargs)}.")
         attrs: dict[str, float] = {}
+        rng = self._generator(random_seed)
         if importance:
-            value, stats, attrs = self._resampled(draws, random_seed)
+            value, stats, attrs = self._resampled(draws, rng)
         elif self.objective.has_minibatches:  # a log density of all data might take minutes
-            value, log_q = self.objective.transform(self._noise(draws, random_seed))
+            value, log_q = self._finite_draws(self.objective.transform, draws, rng)
             stats = {"lq": log_q}
         else:
-            value, log_p, log_q = self._weigh(self._noise(draws, random_seed))
+            value, log_p, log_q = self._finite_draws(self._weigh, draws, rng)
             stats = {"lp": log_p, "lq": log_q}
         tree = self._to_datatree(
             value[None],
@@ -290,6 +299,62 @@ class EMFApproximation(SingleGroupApproximation):
         )
         tree["sample_stats"].attrs |= attrs
         return tree
+
+    def _finite_draws(
+        self, evaluate: Batched, draws: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, ...]:
+        """Draws, and what is evaluated with them; those that floats cannot hold are drawn again."""
+        outputs = evaluate(self._noise(draws, rng))
+        wrong = np.flatnonzero(~self._are_finite(outputs[0]))
+        n_wrong = len(wrong)
+        for _ in range(MAX_REDRAWS):
+            if not len(wrong):
+                break
+            again = evaluate(self._noise(len(wrong), rng))
+            for old, new in zip(outputs, again, strict=True):
+                old[wrong] = new
+            wrong = wrong[~self._are_finite(outputs[0][wrong])]
+        name = self._overflowing(outputs[0][wrong]) if len(wrong) else ""
+        if name:
+            raise NonFiniteDrawsError(
+                f"Draws of {name} are not finite, {n_wrong:,} of {draws:,} and most of those in "
+                "their place: they overflow; check the scale of its prior, or give the fit more "
+                "steps (n=)."
+            )
+        if n_wrong:
+            logger.warning(
+                "%d of %d draws overflowed, and others took their place: the posterior or the fit "
+                "reaches beyond what floats can hold. Check the scales of the priors.",
+                n_wrong,
+                draws,
+            )
+        return outputs
+
+    def _are_finite(self, value: np.ndarray) -> np.ndarray:
+        """Whether all free variables of each draw are finite, in value space and in their own."""
+        finite = np.isfinite(value).all(axis=1)
+        # only what is huge in value space may overflow on the way to the model's own
+        huge = np.log(np.finfo(value.dtype).max)
+        suspects = np.flatnonzero(finite & (np.abs(value) > huge).any(axis=1))
+        if len(suspects):
+            for _, constrained in self._free_variables(value[suspects]):
+                axes = tuple(range(1, constrained.ndim))
+                finite[suspects] &= np.isfinite(constrained).all(axis=axes)
+        return finite
+
+    def _overflowing(self, value: np.ndarray) -> str:
+        """Name of a free variable that is not finite at any of these values."""
+        for name, constrained in self._free_variables(value):
+            if not np.isfinite(constrained).all():
+                return name
+        return ""
+
+    def _free_variables(self, value: np.ndarray) -> list[tuple[str, np.ndarray]]:
+        """Name and values of every free variable at flat values of shape (draws, size)."""
+        names, constrain = self._constrain
+        free = {site.name for site in self.objective.program.sites}
+        constrained = zip(names, constrain(value), strict=True)
+        return [(name, array) for name, array in constrained if name in free]
 
     def nuts(
         self,
@@ -369,7 +434,7 @@ class EMFApproximation(SingleGroupApproximation):
         """
         _check_draws(draws)
         sampler = check_options(tune, chains, target_accept, nuts_sampler)
-        rng = self._rng if random_seed is None else make_rng(random_seed)
+        rng = self._generator(random_seed)
         noise, stats, attrs = sample_noise(
             self.objective,
             draws,
@@ -390,11 +455,10 @@ class EMFApproximation(SingleGroupApproximation):
             log_warnings(run_convergence_checks(tree, self.model))
         return tree
 
-    def _resampled(self, draws: int, random_seed: RandomState):
+    def _resampled(self, draws: int, rng: np.random.Generator):
         """Values, statistics and attributes of draws taken by their importance weights."""
-        rng = self._rng if random_seed is None else make_rng(random_seed)
         n = self.objective.affordable(max(OVERSAMPLING * draws, MIN_CANDIDATES))
-        value, log_p, log_q = self._weigh(self._noise(n, rng))
+        value, log_p, log_q = self._finite_draws(self._weigh, n, rng)
         smoothed = smooth(log_ratio(log_p, log_q))
         if not smoothed.pareto_k <= HOPELESS_PARETO_K:
             logger.warning(
@@ -522,7 +586,8 @@ class EMFApproximation(SingleGroupApproximation):
         ValueError
             If ``draws`` is not a positive integer.
         """
-        _, log_p, log_q = self._weigh(self._noise(draws, random_seed))
+        _check_draws(draws)
+        _, log_p, log_q = self._weigh(self._noise(draws, self._generator(random_seed)))
         log_weights = log_ratio(log_p, log_q)
         se = standard_deviation(log_weights, ddof=1) / np.sqrt(draws) if draws > 1 else np.nan
         return ELBO(average(log_weights), float(se), int(draws))
@@ -560,13 +625,13 @@ class EMFApproximation(SingleGroupApproximation):
         _check_draws(draws)
         if draws < MIN_DRAWS:
             raise ValueError(f"diagnose needs draws of at least {MIN_DRAWS}, got {draws}.")
-        _, log_p, log_q = self._weigh(self._noise(draws, random_seed))
+        rng = self._generator(random_seed)
+        _, log_p, log_q = self._weigh(self._noise(draws, rng))
         log_weights = log_ratio(log_p, log_q)
         smoothed = smooth(log_weights)
         n_prior = self.objective.affordable(min(draws, MAX_PRIOR_DRAWS))
-        missed = missed_evidence(
-            smoothed, self.objective.prior_log_weights(self._noise(n_prior, random_seed))
-        )
+        prior_log_weights = self.objective.prior_log_weights(self._noise(n_prior, rng))
+        missed = missed_evidence(smoothed, prior_log_weights)
         se = standard_deviation(log_weights, ddof=1) / np.sqrt(draws) if draws > 1 else np.nan
         stopping = self.stopping
         return Diagnosis(
