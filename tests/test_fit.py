@@ -632,7 +632,7 @@ def test_draws_that_overflow(caplog):
     approx = emf.EMFApprox(model, random_seed=1).approx
     idata = approx.sample(500, random_seed=1)
     assert np.isfinite(idata.posterior["x"]).all()
-    assert "draws overflowed, and others took their place" in caplog.text
+    assert "draws that overflowed, or where the model has no density" in caplog.text
     # those that did not stay as they are
     value, _ = approx.objective.transform(approx._noise(500, np.random.default_rng(1)))
     expected = np.exp(value[:, 0], where=value[:, 0] < 700, out=np.full(500, np.nan))
@@ -641,6 +641,19 @@ def test_draws_that_overflow(caplog):
     with pm.Model() as model:
         pm.LogNormal("x", 2000.0, 1.0)
     with pytest.raises(
-        emf.exceptions.NonFiniteDrawsError, match="Draws of x are not finite, 50 of"
+        emf.exceptions.NonFiniteDrawsError, match="x is not finite at 50 of 50 draws"
     ):
         emf.EMFApprox(model, random_seed=1).approx.sample(50)
+
+
+def test_draws_where_there_is_no_density(caplog):
+    with pm.Model() as model:
+        x = pm.Normal("x")
+        pm.Potential("positive", pm.math.switch(x > 0, 0.0, -np.inf))
+    draws = emf.EMFApprox(model, random_seed=1).approx.sample(500, random_seed=1).posterior["x"]
+    assert (draws > 0).all()
+    assert "Others took the place of" in caplog.text
+    with model:
+        pm.Potential("nowhere", pm.math.switch(x > 100, 0.0, -np.inf))
+    with pytest.raises(emf.exceptions.NonFiniteDrawsError, match="The log density of the model is"):
+        emf.EMFApprox(model, random_seed=1).approx.sample(20)

@@ -270,8 +270,8 @@ class EMFApproximation(SingleGroupApproximation):
         ValueError
             If ``draws`` is not a positive integer.
         NonFiniteDrawsError
-            If next to no draw is a number that floats can hold. Where some are not, others take
-            their place, with a warning.
+            If next to no draw is a number that floats can hold, at which the model has a density.
+            Where some are not, others take their place, with a warning.
         """
         _check_draws(draws)
         if importance and not return_inferencedata:
@@ -303,9 +303,12 @@ class EMFApproximation(SingleGroupApproximation):
     def _finite_draws(
         self, evaluate: Batched, draws: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, ...]:
-        """Draws, and what is evaluated with them; those that floats cannot hold are drawn again."""
+        """Draws, and what is evaluated with them: value, log densities.
+
+        Those that floats cannot hold, or where the model has no density, are drawn again.
+        """
         outputs = evaluate(self._noise(draws, rng))
-        wrong = np.flatnonzero(~self._are_finite(outputs[0]))
+        wrong = np.flatnonzero(~self._are_finite(*outputs))
         n_wrong = len(wrong)
         for _ in range(MAX_REDRAWS):
             if not len(wrong):
@@ -313,26 +316,27 @@ class EMFApproximation(SingleGroupApproximation):
             again = evaluate(self._noise(len(wrong), rng))
             for old, new in zip(outputs, again, strict=True):
                 old[wrong] = new
-            wrong = wrong[~self._are_finite(outputs[0][wrong])]
-        name = self._overflowing(outputs[0][wrong]) if len(wrong) else ""
-        if name:
+            wrong = wrong[~self._are_finite(*(output[wrong] for output in outputs))]
+        if len(wrong):
+            what = self._overflowing(outputs[0][wrong])
             raise NonFiniteDrawsError(
-                f"Draws of {name} are not finite, {n_wrong:,} of {draws:,} and most of those in "
-                "their place: they overflow; check the scale of its prior, or give the fit more "
-                "steps (n=)."
+                f"{what} not finite at {n_wrong:,} of {draws:,} draws, and at most of those in "
+                "their place; check the scales of the priors, or give the fit more steps (n=)."
             )
         if n_wrong:
             logger.warning(
-                "%d of %d draws overflowed, and others took their place: the posterior or the fit "
-                "reaches beyond what floats can hold. Check the scales of the priors.",
+                "Others took the place of %d of %d draws that overflowed, or where the model has "
+                "no density; check the scales of the priors.",
                 n_wrong,
                 draws,
             )
         return outputs
 
-    def _are_finite(self, value: np.ndarray) -> np.ndarray:
+    def _are_finite(self, value: np.ndarray, *log_densities: np.ndarray) -> np.ndarray:
         """Whether all free variables of each draw are finite, in value space and in their own."""
         finite = np.isfinite(value).all(axis=1)
+        for log_density in log_densities:
+            finite &= np.isfinite(log_density)
         # only what is huge in value space may overflow on the way to the model's own
         huge = np.log(np.finfo(value.dtype).max)
         suspects = np.flatnonzero(finite & (np.abs(value) > huge).any(axis=1))
@@ -343,11 +347,11 @@ class EMFApproximation(SingleGroupApproximation):
         return finite
 
     def _overflowing(self, value: np.ndarray) -> str:
-        """Name of a free variable that is not finite at any of these values."""
+        """What is not finite at these values: a free variable, or else the log density."""
         for name, constrained in self._free_variables(value):
             if not np.isfinite(constrained).all():
-                return name
-        return ""
+                return f"{name} is"
+        return "The log density of the model is"
 
     def _free_variables(self, value: np.ndarray) -> list[tuple[str, np.ndarray]]:
         """Name and values of every free variable at flat values of shape (draws, size)."""
