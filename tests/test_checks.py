@@ -374,6 +374,31 @@ def test_loo_of_the_draws(rough):
     np.testing.assert_allclose(elpds, exact, atol=0.2)
 
 
+@pytest.mark.filterwarnings("ignore:Numba will use object mode")  # PyMC's minibatch
+def test_draws_after_a_minibatch_fit():
+    """Resampled by weights of all data, and good for predictions."""
+    rng = np.random.default_rng(0)
+    X, y = regression()
+    X, y = np.tile(X, (10, 1)), np.tile(y, 10) + rng.normal(size=10 * N)
+    with pm.Model():
+        rows, outcomes = pm.Minibatch(X, y, batch_size=30)
+        beta = pm.Normal("beta", 0.0, 1.0, shape=2)
+        pm.Normal("y", pm.math.dot(rows, beta), 1.5, observed=outcomes, total_size=len(y))
+        approx = pm.fit(
+            300, method=emf.EMFApprox(layers="full_rank", random_seed=1), progressbar=False
+        )
+        idata = approx.sample(2000, importance=True, random_seed=1)
+        predicted = pm.sample_posterior_predictive(idata, progressbar=False, random_seed=1)
+    covariance = np.linalg.inv(np.eye(2) + X.T @ X / 1.5**2)
+    draws = idata.posterior["beta"].values[0]
+    np.testing.assert_allclose(
+        draws.mean(axis=0), covariance @ X.T @ y / 1.5**2, atol=0.2 * np.sqrt(covariance.max())
+    )
+    np.testing.assert_allclose(np.cov(draws.T), covariance, rtol=0.2)
+    assert predicted.posterior_predictive["y"].shape == (1, 2000, 30)
+    assert approx.diagnose(1000, random_seed=1).pareto_k < 0.7
+
+
 def test_poor_resampling_warns(rough, caplog, monkeypatch):
     approx, *_ = rough
     monkeypatch.setattr("pymc_emf.variational.approximation.HOPELESS_PARETO_K", -np.inf)

@@ -348,8 +348,8 @@ class TestFit:
         assert all(isinstance(p.get_value(), np.ndarray) for p in approx.params)
         idata = approx.sample(20, random_seed=0)
         assert idata.posterior["total"].shape == (1, 20, 4)
-        by_jax = approx.objective.weigh(approx._noise(500, 1))
-        by_numba = approx._weigh(approx._noise(500, 1))
+        by_jax = approx.objective.weigh(approx._noise(500, np.random.default_rng(1)))
+        by_numba = approx._weigh(approx._noise(500, np.random.default_rng(1)))
         for ours, theirs in zip(by_jax, by_numba, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-8)
 
