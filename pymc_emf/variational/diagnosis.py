@@ -157,7 +157,10 @@ def missed_evidence(smoothed: Smoothed, prior_log_weights: np.ndarray) -> float:
         return 0.0
     found = logsumexp(weights) - np.log(len(prior_log_weights))
     excess = found - smoothed.log_evidence
-    return float(excess if excess > np.log(BENEFIT_OF_DOUBT) + 3 * smoothed.se else 0.0)
+    # not the larger one of heavy tails, which would excuse what a mode that was missed explains
+    n = len(smoothed.log_weights)
+    se = np.exp(smoothed.log_weights).std() * np.sqrt(n)
+    return float(excess if excess > np.log(BENEFIT_OF_DOUBT) + 3 * se else 0.0)
 
 
 def resample(log_weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
