@@ -120,3 +120,30 @@ def test_files_that_are_refused(fitted, tmp_path):
         emf.load(path, model=model)
     with pytest.raises(FileNotFoundError):
         emf.load(tmp_path / "nothing", model=model)
+
+
+def test_every_wrong_bit_of_a_file(tmp_path):
+    """Refused with our sentence, or of no consequence; and so is every part of a file."""
+    path, rng = tmp_path / "file", np.random.default_rng(0)
+    arrays = [rng.normal(size=3), np.zeros((2, 2), dtype="float32"), np.asarray(1)]
+    write_arrays(path, {"format": "some"}, arrays)
+    content = path.read_bytes()
+    n_refused = 0
+    for bit in range(0, 8 * len(content), 3):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(damaged)
+        try:
+            header, read = read_arrays(path)
+        except ValueError as error:
+            n_refused += 1
+            assert "is damaged, or was not written" in str(error)
+        else:
+            assert header == {"format": "some"}
+            for ours, theirs in zip(read, arrays, strict=True):
+                np.testing.assert_array_equal(ours, theirs, strict=True)
+    assert n_refused > 0.75 * len(content) * 8 / 3
+    for end in range(0, len(content), 5):
+        path.write_bytes(content[:end])
+        with pytest.raises(ValueError, match="damaged"):
+            read_arrays(path)
