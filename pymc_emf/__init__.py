@@ -18,6 +18,7 @@ from pymc_emf.layers import (
     MixtureOfGaussians,
     Parallel,
     Permutation,
+    Spline,
     StructuredLayer,
     describe,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "Parallel",
     "Permutation",
     "Program",
+    "Spline",
     "StructuredLayer",
     "bijection",
     "calibrate",

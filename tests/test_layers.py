@@ -4,6 +4,8 @@ import numpy as np
 import pytensor
 import pytest
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 import pymc_emf as emf
@@ -38,6 +40,7 @@ LAYERS = {
     "MaskedAutoregressive one hidden": lambda: masked(hidden=(4,)),
     "Coupling": lambda: emf.Coupling(SIZE, [3, 1], hidden=(8,), dtype="float64", random_seed=0),
     "Permutation": lambda: emf.Permutation([3, 1, 4, 0, 2]),
+    "Spline": lambda: emf.Spline(SIZE, bound=2.0, knots=5),
     "Invert": lambda: emf.Invert(masked()),
     "MixtureOfGaussians": lambda: emf.MixtureOfGaussians(SIZE, 3, loc_range=2.0),
     "Chain": lambda: emf.Chain([masked(), emf.Permutation([1, 0, 2, 4, 3]), emf.Affine(SIZE)]),
@@ -70,18 +73,20 @@ def test_backends_agree(name):
     noise = np.random.default_rng(0).normal(size=SIZE)
     value, log_det = emf.compile(layer).forward(noise)
     event = Functions(layer, layer.parameters, (SIZE,)).event
-    for direction, given, wanted in (
+    for direction, argument, wanted in (
         ("forward", noise, (value, log_det)),
         ("inverse", value, (noise, -log_det)),
     ):
         for mode in (UNREWRITTEN, "NUMBA"):
             outputs = list(getattr(layer, direction)(event))
             function = pytensor.function([event], outputs, mode=mode)
-            for actual, expected in zip(function(given), wanted, strict=True):
+            for actual, expected in zip(function(argument), wanted, strict=True):
                 np.testing.assert_allclose(actual, expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["Affine", "LowerTriangular", "MaskedAutoregressive", "Invert"])
+@pytest.mark.parametrize(
+    "name", ["Affine", "LowerTriangular", "MaskedAutoregressive", "Invert", "Spline"]
+)
 def test_starts_at_the_identity(name):
     noise = np.random.default_rng(0).normal(size=SIZE)
     value, log_det = emf.compile(LAYERS[name]()).forward(noise)
@@ -187,6 +192,45 @@ def test_bad_coupling(steering):
         emf.Coupling(3, steering)
 
 
+@pytest.fixture(scope="module")
+def spline():
+    layer = emf.Spline(1)
+    return Functions(layer, layer.parameters, (1,))
+
+
+@settings(deadline=None)
+@given(
+    log_slopes=st.lists(st.floats(-3, 3), min_size=11, max_size=11),
+    noise=st.floats(-9, 9),
+)
+def test_spline_at_any_slopes(spline, log_slopes, noise):
+    """At knots and beyond them, where curves are steep and where they are flat."""
+    values = [np.array([log_slopes])]
+    spline.check_laws(values, np.array([noise]))
+
+
+def test_spline_interpolates_its_slopes():
+    layer = emf.Spline(2)
+    log_slopes = np.random.default_rng(0).normal(size=(2, 11))
+    layer.log_slopes.set_value(log_slopes)
+    compiled = emf.compile(layer)
+    knots = np.linspace(-5, 5, 11)
+    halfway = np.log(np.exp(log_slopes[:, 5:7]).mean(axis=1))
+    ends = log_slopes[:, 0], log_slopes[:, -1]
+    for at, expected in zip([*knots, 0.5, -6, 6], [*log_slopes.T, halfway, *ends], strict=True):
+        np.testing.assert_allclose(compiled.forward(np.full(2, at))[1], expected.sum())
+    np.testing.assert_array_equal(compiled.forward(np.zeros(2))[0], 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [({"knots": 4}, "odd number"), ({"knots": 1}, "odd number"), ({"bound": 0}, "positive")],
+)
+def test_bad_spline(options, match):
+    with pytest.raises(ValueError, match=match):
+        emf.Spline(3, **options)
+
+
 @pytest.mark.parametrize("direction", ["forward", "inverse"])
 def test_network_in_single_precision(direction):
     event = np.random.default_rng(0).normal(size=SIZE)
@@ -214,6 +258,8 @@ def test_presets_make_layers():
     layers = make_layers(["affine", emf.Permutation([1, 0]), emf.Affine], 2, rng)
     assert [type(layer) for layer in layers] == [emf.Affine, emf.Permutation, emf.Affine]
     assert make_layers(None, 2, rng) == []
+    small = [type(layer) for layer in make_layers("iaf", 2, rng)]
+    assert small == [emf.Spline, *2 * [emf.MaskedAutoregressive], emf.LowerTriangular]
     large = make_layers("iaf", 2000, rng, hubs=[0, 1999])
     assert [type(layer) for layer in large] == [emf.Coupling, emf.LowRank]
     assert large[0].steering.tolist() == [0, 1999]

@@ -8,6 +8,7 @@ from pymc_emf.layers.coupling import Coupling
 from pymc_emf.layers.mixture import MixtureOfGaussians
 from pymc_emf.layers.permutation import Permutation
 from pymc_emf.layers.presets import make_layers
+from pymc_emf.layers.spline import Spline
 from pymc_emf.layers.structured import StructuredLayer, describe
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "MixtureOfGaussians",
     "Parallel",
     "Permutation",
+    "Spline",
     "StructuredLayer",
     "describe",
     "make_layers",

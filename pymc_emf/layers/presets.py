@@ -9,6 +9,7 @@ from pymc_emf.layers.affine import Affine, LowerTriangular, LowRank
 from pymc_emf.layers.autoregressive import MaskedAutoregressive
 from pymc_emf.layers.compose import Invert
 from pymc_emf.layers.coupling import Coupling
+from pymc_emf.layers.spline import Spline
 
 __all__ = ["PRESETS", "LayerSpec", "check_layers", "make_layers"]
 
@@ -35,19 +36,25 @@ def _coupling(size: int, hubs: Hubs, rng: np.random.Generator) -> list[Bijection
     return [*steering, LowRank(size)]
 
 
-def _iaf(size: int, hubs: Hubs, rng: np.random.Generator) -> list[Bijection]:
-    if size > DENSE_LIMIT:
-        return _coupling(size, hubs, rng)
+def _autoregressive(size: int, rng: np.random.Generator) -> list[Bijection]:
     # The second conditions in the opposite order, so that every pair of elements can interact;
     # the vector itself stays in model order, as the affine layer and its warm start need.
     first = MaskedAutoregressive(size, random_seed=rng)
-    second = MaskedAutoregressive(size, reverse=True, random_seed=rng)
-    return [first, second, LowerTriangular(size)]
+    return [first, MaskedAutoregressive(size, reverse=True, random_seed=rng)]
+
+
+def _iaf(size: int, hubs: Hubs, rng: np.random.Generator) -> list[Bijection]:
+    if size > DENSE_LIMIT:
+        return _coupling(size, hubs, rng)
+    # Networks that shift and scale leave an element's tails to be those of a normal: the spline
+    # bends them, without which a few draws have far too small a density, and k-hat tells.
+    return [Spline(size), *_autoregressive(size, rng), LowerTriangular(size)]
 
 
 def _maf(size: int, hubs: Hubs, rng: np.random.Generator) -> list[Bijection]:
-    *nets, affine = _iaf(size, hubs, rng)
-    return [*(Invert(layer) for layer in nets), affine]
+    if size > DENSE_LIMIT:
+        return _coupling(size, hubs, rng)
+    return [*(Invert(layer) for layer in _autoregressive(size, rng)), LowerTriangular(size)]
 
 
 def _low_rank(size: int, hubs: Hubs, rng: np.random.Generator) -> list[Bijection]:

@@ -108,8 +108,9 @@ class EMFApprox(Inference):
         By default the model in whose context ``fit`` is called, so that the method can be made
         before there is a model.
     layers : str, Bijection, callable, None or sequence of these
-        Flow layers between the noise and the embedded model: "iaf" (two masked autoregressive
-        layers and a triangular affine one; beyond 1,000 elements "coupling"), "maf", "coupling"
+        Flow layers between the noise and the embedded model: "iaf" (a spline of every element,
+        two masked autoregressive layers and a triangular affine one; beyond 1,000 elements
+        "coupling"), "maf", "coupling"
         (a network from the model's few smallest variables to all others, and a low-rank affine
         layer: cost proportional to the number of elements), "affine" (mean field), "low_rank",
         "lower_triangular" (full rank), a layer, a function from the vector's size to a layer,

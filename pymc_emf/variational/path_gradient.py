@@ -12,7 +12,7 @@ import pytensor.tensor as pt
 
 from pymc_emf.bijections.base import Bijection, Triangular
 from pymc_emf.engine.jax import jaxify
-from pymc_emf.layers import Chain, Parallel
+from pymc_emf.layers import Chain, Parallel, Spline
 
 __all__ = ["Flow"]
 
@@ -158,6 +158,28 @@ def _(layer: Triangular, size: int) -> _Layer:
         start = 0, jnp.zeros_like(target), target
         _, solution, _ = jax.lax.while_loop(proceed, improve, start)
         return value, solution
+
+    return _Layer(forward, push)
+
+
+@_compile.register
+def _(layer: Spline, size: int) -> _Layer:
+    """Push the score element by element."""
+    event = pt.vector("event", shape=(size,), dtype=pytensor.config.floatX)
+    jax_to_value = jaxify([*layer.variables, event], layer.to_value(event))
+
+    def forward(values, noise):
+        value, log_diagonal = jax_to_value(*values, noise)
+        return value, log_diagonal.sum()
+
+    def push(values, noise, score):
+        def log_slopes(noise):
+            value, log_diagonal = jax.vmap(lambda e: jax_to_value(*values, e))(noise)
+            return log_diagonal, value
+
+        log_diagonal, pull, value = jax.vjp(log_slopes, noise, has_aux=True)
+        (slope,) = pull(jnp.ones_like(log_diagonal))
+        return value, jnp.exp(-log_diagonal) * (score - slope)
 
     return _Layer(forward, push)
 
