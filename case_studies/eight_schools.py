@@ -54,7 +54,7 @@ MEAN_FIELD, EMF = "mean field", "EMF, gated"
 #: Options of EMFApprox, and the colour (Okabe and Ito's palette) and dashes in the figure.
 METHODS = {
     EMF: ({}, "#0072B2", "-"),
-    "IAF alone": ({"embed": False}, "#009E73", (0, (5, 1.5))),
+    "flow alone": ({"embed": False}, "#009E73", (0, (5, 1.5))),
     "full rank": ({"layers": "full_rank", "embed": False}, "#CC79A7", (0, (3, 1, 1, 1))),
     MEAN_FIELD: ({"layers": "mean_field", "embed": False}, "#D55E00", (0, (1, 1))),
 }
