@@ -31,7 +31,7 @@ import pymc_emf as emf
 from benchmarks.common import run_fused
 from case_studies.problems import load
 from pymc_emf.layers import make_layers
-from pymc_emf.program import Program
+from pymc_emf.model.program import Program
 from pymc_emf.variational.objective import Objective
 
 

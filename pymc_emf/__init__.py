@@ -22,6 +22,8 @@ from pymc_emf.layers import (
     StructuredLayer,
     describe,
 )
+from pymc_emf.model.parameter import parameter
+from pymc_emf.model.program import Program
 from pymc_emf.plots import (
     plot_gates,
     plot_loss,
@@ -29,8 +31,6 @@ from pymc_emf.plots import (
     plot_ranks,
     plot_truth,
 )
-from pymc_emf.program import Program
-from pymc_emf.trainable import parameter
 from pymc_emf.variational.approximation import ELBO, EMFApproximation
 from pymc_emf.variational.asvi import ASVI
 from pymc_emf.variational.calibration import Calibration, calibrate

@@ -8,7 +8,7 @@ import pytensor.tensor as pt
 from pymc.pytensorf import compile as pymc_compile
 from pytensor.compile.mode import Mode
 
-from pymc_emf.bijections.base import Bijection
+from pymc_emf.bijections.core.base import Bijection
 from pymc_emf.engine.jax import jaxify
 
 #: The graph as it was written, evaluated by Python node by node.

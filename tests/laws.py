@@ -8,8 +8,8 @@ from pymc.distributions.transforms import _default_transform
 from scipy.stats import norm
 
 from pymc_emf.bijections import bijection_from_rv
-from pymc_emf.bijections.affine import LocScale
-from pymc_emf.bijections.elementwise import Mapped
+from pymc_emf.bijections.core.affine import LocScale
+from pymc_emf.bijections.core.elementwise import Mapped
 from tests.helpers import UNREWRITTEN, Functions
 
 

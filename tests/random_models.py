@@ -435,7 +435,6 @@ def random_case(number: int) -> Case:
             "embed": [True, True, True, True, False],
             "warm_start": ["auto", "auto", True, False],
             "gradient": ["path", "path", "reparameterised"],
-            "root_finder": ["chandrupatla"] * 4 + ["secant"],
         }
         method |= {option: _pick(rng, values) for option, values in choices.items()}
     fit = {"n": int(_pick(rng, [50, 100, 200])), "obj_n_mc": int(_pick(rng, [1, 5, 10]))}

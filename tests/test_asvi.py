@@ -12,7 +12,7 @@ from scipy.special import logit
 
 import pymc_emf as emf
 
-from pymc_emf.bijections.asvi import COVARIANCE, POSITIVE, REAL, UNIT, parameter_domains
+from pymc_emf.bijections.mixing import COVARIANCE, POSITIVE, REAL, UNIT, parameter_domains
 from pymc_emf.layers import MixedLayer
 
 quiet = {"progressbar": False}

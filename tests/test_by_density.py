@@ -18,7 +18,7 @@ from scipy.special import betainc, expit, gammainc, gammaincc, log_ndtr, ndtr
 
 import pymc_emf as emf
 
-from pymc_emf.bijections.by_density import gamma_log
+from pymc_emf.bijections.families.by_density import gamma_log
 from pymc_emf.engine.jax import jaxify
 from tests.helpers import UNREWRITTEN, Functions
 
@@ -361,15 +361,6 @@ def test_second_derivatives():
     step = 1e-3 * np.eye(len(noise))[7]
     expected = (value(noise + step) - 2 * value(noise) + value(noise - step)) / 1e-6
     np.testing.assert_allclose(exact, expected, rtol=1e-4)
-
-
-def test_secant_finds_the_same():
-    by_default = emf.compile(emf.bijection(pm.Gamma.dist(0.3, 1.0)))
-    by_secant = emf.compile(emf.bijection(pm.Gamma.dist(0.3, 1.0), root_finder="secant"))
-    for noise in NOISE[::3]:
-        np.testing.assert_allclose(by_secant.forward(noise), by_default.forward(noise), rtol=1e-9)
-    with pytest.raises(ValueError, match="root_finder"):
-        emf.bijection(pm.Gamma.dist(0.3, 1.0), root_finder="bisection")
 
 
 @pytest.mark.parametrize("concentration", [0.3, np.array([0.3, 2.0, 50.0])])

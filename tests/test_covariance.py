@@ -7,8 +7,8 @@ import pytest
 
 import pymc_emf as emf
 
-from pymc_emf.bijections import covariance, student
-from pymc_emf.bijections.covariance import CholeskyCovariance
+from pymc_emf.bijections.families import covariance, student
+from pymc_emf.bijections.families.covariance import CholeskyCovariance
 from tests.laws import Family, parametric, simple_quantile
 
 scale = np.array([[1.0, 0.5, -0.3], [0.5, 4.25, 0.25], [-0.3, 0.25, 0.62]])

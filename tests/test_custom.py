@@ -10,7 +10,7 @@ import pytest
 from pymc.distributions import transforms
 
 from pymc_emf.bijections import bijection_from_rv
-from pymc_emf.bijections.elementwise import Elementwise
+from pymc_emf.bijections.core.elementwise import Elementwise
 from tests.laws import Family, custom, parametric
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytensor.tensor as pt
 import pytest
 
-from pymc_emf.bijections import time_series
-from pymc_emf.bijections.time_series import linear_recurrence
+from pymc_emf.bijections.families import time_series
+from pymc_emf.bijections.families.time_series import linear_recurrence
 from tests.helpers import UNREWRITTEN
 
 

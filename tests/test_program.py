@@ -12,10 +12,10 @@ from scipy.stats import norm, truncnorm
 
 import pymc_emf as emf
 
-from pymc_emf.bijections.affine import LocScale
-from pymc_emf.bijections.base import _build
+from pymc_emf.bijections.core.affine import LocScale
+from pymc_emf.bijections.core.base import _build
 from pymc_emf.exceptions import DiscreteVariableError, EmbeddingError
-from pymc_emf.program import Program
+from pymc_emf.model.program import Program
 
 
 def kitchen_sink():

@@ -17,7 +17,7 @@ import pymc_emf as emf
 
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.layers.structured import GATE_SCALE
-from pymc_emf.program import Program
+from pymc_emf.model.program import Program
 from pymc_emf.rolling import Batch, Loop, Values
 from tests.helpers import UNREWRITTEN
 

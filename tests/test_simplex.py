@@ -6,7 +6,7 @@ import pytest
 
 import pymc_emf as emf
 
-from pymc_emf.bijections import simplex
+from pymc_emf.bijections.families import simplex
 from tests.laws import Family, parametric, simple_quantile
 
 DISTS = {

@@ -8,7 +8,13 @@ import pytest
 
 from scipy import special
 
-from pymc_emf.bijections.special import log_ndtr, ndtri_exp, noise_from_tails, stop_gradient, tails
+from pymc_emf.bijections.numerics.special import (
+    log_ndtr,
+    ndtri_exp,
+    noise_from_tails,
+    stop_gradient,
+    tails,
+)
 from pymc_emf.engine.jax import jaxify
 from tests.helpers import UNREWRITTEN
 

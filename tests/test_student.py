@@ -4,7 +4,7 @@ import numpy as np
 import pymc as pm
 import pytest
 
-from pymc_emf.bijections import student
+from pymc_emf.bijections.families import student
 from tests.laws import Family, parametric, simple_quantile
 
 cov = np.array([[1.0, 0.5, -0.3], [0.5, 4.25, 0.25], [-0.3, 0.25, 0.62]])

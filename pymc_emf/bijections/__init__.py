@@ -1,19 +1,7 @@
 """Conditional distributions as bijections of standard normal noise, and their registry."""
 
-from pymc_emf.bijections import (  # noqa: F401  (they register their families)
-    by_density,
-    covariance,
-    custom,
-    generic,
-    mixture,
-    multivariate,
-    ordered,
-    simplex,
-    student,
-    time_series,
-    univariate,
-)
-from pymc_emf.bijections.base import (
+from pymc_emf.bijections import families  # noqa: F401  (registers them)
+from pymc_emf.bijections.core.base import (
     Bijection,
     Identity,
     bijection,

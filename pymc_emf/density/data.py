@@ -13,7 +13,7 @@ from pymc.backends.arviz import coords_and_dims_for_inferencedata
 
 from pymc_emf.engine.batch import batch_jax
 from pymc_emf.engine.jax import jaxify
-from pymc_emf.program import Program
+from pymc_emf.model.program import Program
 
 __all__ = ["ArraySpace", "ModelSpace", "Space"]
 

@@ -14,8 +14,8 @@ from pytensor.graph.traversal import ancestors
 from pytensor.scan.op import Scan
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.base import Bijection, register_bijection
-from pymc_emf.bijections.special import normal_logpdf
+from pymc_emf.bijections.core.base import Bijection, register_bijection
+from pymc_emf.bijections.numerics.special import normal_logpdf
 from pymc_emf.engine.compile import compile_bijection
 from pymc_emf.layers.parameters import parameter
 

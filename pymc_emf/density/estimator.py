@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.theme import Theme
 
-from pymc_emf.bijections.base import Bijection
+from pymc_emf.bijections.core.base import Bijection
 from pymc_emf.density.data import ArraySpace, ModelSpace, Space
 from pymc_emf.density.distribution import FittedDistribution, log_density
 from pymc_emf.density.start import learning_rates, start_from_moments
@@ -36,7 +36,7 @@ from pymc_emf.exceptions import NonFiniteLossError
 from pymc_emf.layers import Chain, StructuredLayer, make_layers
 from pymc_emf.layers.parameters import store
 from pymc_emf.layers.presets import LayerSpec, check_layers
-from pymc_emf.trainable import Trainable, constrained_value
+from pymc_emf.model.parameter import Trainable, constrained_value
 
 __all__ = ["DensityEstimator"]
 

@@ -12,7 +12,7 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pymc_emf.engine.batch import batch_jax
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.layers import Affine, Chain, LowerTriangular, StructuredLayer
-from pymc_emf.trainable import Trainable
+from pymc_emf.model.parameter import Trainable
 
 __all__ = ["learning_rates", "start_from_moments"]
 

@@ -8,7 +8,7 @@ import pytensor.tensor as pt
 
 from numpy.typing import ArrayLike
 
-from pymc_emf.bijections.base import Bijection
+from pymc_emf.bijections.core.base import Bijection
 from pymc_emf.engine.batch import batch_jax
 from pymc_emf.engine.jax import jaxify
 

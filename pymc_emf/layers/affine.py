@@ -3,9 +3,9 @@
 import numpy as np
 import pytensor.tensor as pt
 
-from pymc_emf.bijections.affine import TriangularAffine
-from pymc_emf.bijections.base import Bijection
-from pymc_emf.bijections.time_series import linear_recurrence
+from pymc_emf.bijections.core.affine import TriangularAffine
+from pymc_emf.bijections.core.base import Bijection
+from pymc_emf.bijections.families.time_series import linear_recurrence
 from pymc_emf.layers.parameters import LOW_PRECISION, parameter
 
 __all__ = ["Affine", "LowRank", "LowerTriangular"]

@@ -10,11 +10,10 @@ from pytensor.graph.basic import Variable
 from pytensor.graph.replace import graph_replace
 from scipy.special import expit, logit
 
-from pymc_emf.bijections.asvi import Mixing, Part, mixed_bijection, used_weights
-from pymc_emf.bijections.root_finding import RootFinder
+from pymc_emf.bijections.mixing import Mixing, Part, mixed_bijection, used_weights
 from pymc_emf.layers.parameters import parameter
 from pymc_emf.layers.structured import OPEN, StructuredLayer
-from pymc_emf.program import Program
+from pymc_emf.model.program import Program
 from pymc_emf.rolling import Values
 
 __all__ = ["MixedLayer"]
@@ -33,8 +32,6 @@ class MixedLayer(StructuredLayer):
     model : pymc.Model
     prior_weight : float
         Initial weights, in (0, 1).
-    root_finder : {"chandrupatla", "secant"}
-        How quantiles without a closed form are found.
 
     Raises
     ------
@@ -46,11 +43,9 @@ class MixedLayer(StructuredLayer):
         self,
         model: pm.Model | Program,
         prior_weight: float = 0.5,
-        *,
-        root_finder: RootFinder = "chandrupatla",
     ):
         self.check_weight(prior_weight)
-        super().__init__(model, root_finder=root_finder)
+        super().__init__(model)
         middle, _ = self.forward(pt.zeros((self.size,)))  # nothing is trained yet
         constrained = self.constrain(middle)
         self._parts: dict[str, list[Part]] = {}

@@ -7,7 +7,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
-from pymc_emf.bijections.base import Triangular
+from pymc_emf.bijections.core.base import Triangular
 from pymc_emf.layers.network import Network
 from pymc_emf.layers.parameters import LOW_PRECISION
 

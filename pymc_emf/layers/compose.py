@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytensor.tensor as pt
 
-from pymc_emf.bijections.base import Bijection
+from pymc_emf.bijections.core.base import Bijection
 
 __all__ = ["Chain", "Invert", "Parallel"]
 

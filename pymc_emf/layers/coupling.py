@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytensor.tensor as pt
 
-from pymc_emf.bijections.base import Bijection
+from pymc_emf.bijections.core.base import Bijection
 from pymc_emf.layers.network import Network
 from pymc_emf.layers.parameters import LOW_PRECISION
 

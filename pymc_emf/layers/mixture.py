@@ -3,11 +3,9 @@
 import numpy as np
 import pytensor.tensor as pt
 
-from pymc_emf.bijections import root_finding
-from pymc_emf.bijections.affine import LocScale
-from pymc_emf.bijections.base import Triangular
-from pymc_emf.bijections.mixture import MixtureOf
-from pymc_emf.bijections.root_finding import RootFinder, check_root_finder
+from pymc_emf.bijections.core.affine import LocScale
+from pymc_emf.bijections.core.base import Triangular
+from pymc_emf.bijections.families.mixture import MixtureOf
 from pymc_emf.layers.parameters import parameter
 
 __all__ = ["MixtureOfGaussians"]
@@ -31,13 +29,11 @@ class MixtureOfGaussians(Triangular):
         The first locations are evenly spaced between minus and plus this.
     scale : float
         First scale of all components.
-    root_finder : {"chandrupatla", "secant"}
-        How a quantile is found, see :doc:`/families`.
 
     Raises
     ------
     ValueError
-        If a number is not positive, or the root finder unknown.
+        If a number is not positive.
 
     References
     ----------
@@ -59,9 +55,7 @@ class MixtureOfGaussians(Triangular):
         *,
         loc_range: float = 4.0,
         scale: float = 1.0,
-        root_finder: RootFinder = "chandrupatla",
     ):
-        check_root_finder(root_finder)
         for name, number in (
             ("size", size),
             ("n_components", n_components),
@@ -72,7 +66,6 @@ class MixtureOfGaussians(Triangular):
                 raise ValueError(f"{name} must be positive, got {number!r}.")
         self.size = size
         self.n_components = n_components
-        self.root_finder = root_finder
         shape = (size, n_components)
         locs = np.linspace(-loc_range, loc_range, n_components) if n_components > 1 else 0.0
         self.logits = parameter(np.zeros(shape), "logits")
@@ -85,8 +78,7 @@ class MixtureOfGaussians(Triangular):
         return MixtureOf(pt.special.softmax(self.logits, axis=-1), components, self.n_components)
 
     def to_value(self, noise):
-        with root_finding.root_finder(self.root_finder):
-            return self._mixture.to_value(noise)
+        return self._mixture.to_value(noise)
 
     def to_noise(self, value):
         return self._mixture.to_noise(value)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pymc_emf.bijections.base import Bijection
+from pymc_emf.bijections.core.base import Bijection
 from pymc_emf.layers.affine import Affine, LowerTriangular, LowRank
 from pymc_emf.layers.autoregressive import MaskedAutoregressive
 from pymc_emf.layers.compose import Invert

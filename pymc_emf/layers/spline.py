@@ -3,7 +3,7 @@
 import numpy as np
 import pytensor.tensor as pt
 
-from pymc_emf.bijections.base import Triangular
+from pymc_emf.bijections.core.base import Triangular
 from pymc_emf.layers.parameters import parameter
 
 __all__ = ["Spline"]

@@ -18,12 +18,11 @@ from rich.console import Console
 from rich.table import Table
 from scipy.special import expit, logit
 
-from pymc_emf.bijections import Bijection, Identity, bijection_from_rv, root_finding
-from pymc_emf.bijections.base import bypass_reason
-from pymc_emf.bijections.root_finding import RootFinder, check_root_finder
+from pymc_emf.bijections import Bijection, Identity, bijection_from_rv
+from pymc_emf.bijections.core.base import bypass_reason
 from pymc_emf.exceptions import EmbeddingError
 from pymc_emf.layers.parameters import parameter
-from pymc_emf.program import Program, Site, SitePattern
+from pymc_emf.model.program import Program, Site, SitePattern
 from pymc_emf.rolling import Batch, Body, Input, Loop, Result, Values, evaluate
 
 __all__ = ["StructuredLayer", "describe"]
@@ -56,8 +55,6 @@ class StructuredLayer(Bijection):
     embed : bool or "strict"
         Embed every variable that a bijection is known for and bypass the others; with
         "strict" refuse to bypass; with False bypass all.
-    root_finder : {"chandrupatla", "secant"}
-        How quantiles without a closed form are found, see :doc:`/families`.
 
     Raises
     ------
@@ -94,11 +91,8 @@ class StructuredLayer(Bijection):
         *,
         gate_init: float = 0.999,
         embed: bool | Literal["strict"] = True,
-        root_finder: RootFinder = "chandrupatla",
     ):
         self.check_options(gate, gate_init, embed)
-        check_root_finder(root_finder)
-        self.root_finder = root_finder
         self.program = model if isinstance(model, Program) else Program(model)
         self.gate = gate
         self.embed = embed
@@ -229,14 +223,12 @@ class StructuredLayer(Bijection):
 
     def forward(self, noise):
         known = Values(self.program.n_elements)
-        with root_finding.root_finder(self.root_finder):
-            bodies = self._bodies(noise, known, "forward")
-            return self._collect(evaluate(self.plan, bodies, known))
+        bodies = self._bodies(noise, known, "forward")
+        return self._collect(evaluate(self.plan, bodies, known))
 
     def inverse(self, value):
         # all variables are known: there is no order to keep
-        with root_finding.root_finder(self.root_finder):
-            bodies = self._bodies(value, self.program.constrained(value), "inverse")
+        bodies = self._bodies(value, self.program.constrained(value), "inverse")
         rows = [np.arange(len(pattern.sites)) for pattern in self.program.patterns]
         return self._collect(
             Result(i, rows[i], body.batch(rows[i])) for i, body in enumerate(bodies)

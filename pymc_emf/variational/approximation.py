@@ -29,13 +29,13 @@ from pytensor.tensor.variable import TensorVariable
 
 import pymc_emf
 
-from pymc_emf.bijections.special import normal_logpdf
+from pymc_emf.bijections.numerics.special import normal_logpdf
 from pymc_emf.engine.batch import Batched, batch_jax, batch_pytensor
 from pymc_emf.engine.graph import depends_on_minibatch, draws_at_random
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.engine.stopping import Stopping
 from pymc_emf.exceptions import NonFiniteDrawsError
-from pymc_emf.trainable import constrained_value
+from pymc_emf.model.parameter import constrained_value
 from pymc_emf.variational.diagnosis import (
     HOPELESS_PARETO_K,
     MIN_DRAWS,

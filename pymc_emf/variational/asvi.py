@@ -4,7 +4,6 @@ import pymc as pm
 
 from pymc.util import RandomState
 
-from pymc_emf.bijections.root_finding import RootFinder
 from pymc_emf.layers import MixedLayer
 from pymc_emf.variational.inference import LEARNING_RATE, EMFApprox
 
@@ -25,8 +24,6 @@ class ASVI(EMFApprox):
         By default the model in whose context ``fit`` is called.
     prior_weight : float
         Initial weights :math:`\lambda` of the prior's parameters, in (0, 1).
-    root_finder : {"chandrupatla", "secant"}
-        How quantiles without a closed form are found, see :doc:`/families`.
     random_seed : int, RandomState or Generator, optional
 
     Raises
@@ -70,7 +67,6 @@ class ASVI(EMFApprox):
         model: pm.Model | None = None,
         *,
         prior_weight: float = 0.5,
-        root_finder: RootFinder = "chandrupatla",
         random_seed: RandomState = None,
     ):
         MixedLayer.check_weight(prior_weight)
@@ -79,14 +75,13 @@ class ASVI(EMFApprox):
             model,
             layers=None,
             gate=None,
-            root_finder=root_finder,
             warm_start=False,
             gradient="reparameterised",
             random_seed=random_seed,
         )
 
     def _options(self):
-        return {"prior_weight": self.prior_weight, "root_finder": self.root_finder}
+        return {"prior_weight": self.prior_weight}
 
     def _structured_layer(self, program):
-        return MixedLayer(program, self.prior_weight, root_finder=self.root_finder)
+        return MixedLayer(program, self.prior_weight)

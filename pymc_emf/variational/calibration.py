@@ -29,7 +29,7 @@ from scipy.stats import chisquare, norm
 import pymc_emf
 
 from pymc_emf.engine.storage import read_arrays, write_arrays
-from pymc_emf.program import Program
+from pymc_emf.model.program import Program
 from pymc_emf.variational.approximation import EMFApproximation, make_rng
 from pymc_emf.variational.diagnosis import MAX_PARETO_K
 from pymc_emf.variational.inference import OPTIONS, EMFApprox, check_positive

@@ -30,7 +30,6 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.theme import Theme
 
-from pymc_emf.bijections.root_finding import RootFinder, check_root_finder
 from pymc_emf.engine.compile import compile_bijection
 from pymc_emf.engine.devices import Devices, check_devices, shardings
 from pymc_emf.engine.loop import CHUNK_SIZE, Chunk, LoopState, compile_chunk, start_state
@@ -43,7 +42,7 @@ from pymc_emf.layers import StructuredLayer, make_layers
 from pymc_emf.layers.parameters import store
 from pymc_emf.layers.presets import LayerSpec, check_layers
 from pymc_emf.layers.structured import Gate
-from pymc_emf.program import Program
+from pymc_emf.model.program import Program
 from pymc_emf.variational.approximation import EMFApproximation, make_rng
 from pymc_emf.variational.checkpoint import Checkpoint
 from pymc_emf.variational.checks import (
@@ -124,8 +123,6 @@ class EMFApprox(Inference):
         Whether to embed the model. With True, a variable for which no bijection is known is
         bypassed; with "strict" it is an error; with False all are, and what is left is
         ordinary variational inference with the flow layers.
-    root_finder : {"chandrupatla", "secant"}
-        How quantiles without a closed form are found, see :doc:`/families`.
     warm_start : "auto" or bool
         Whether to look for a good start before the fit. "auto" does so whenever the last of the
         layers is affine.
@@ -177,7 +174,6 @@ class EMFApprox(Inference):
         gate: Gate = "element",
         gate_init: float = 0.999,
         embed: bool | Literal["strict"] = True,
-        root_finder: RootFinder = "chandrupatla",
         warm_start: bool | Literal["auto"] = "auto",
         gradient: Gradient = "path",
         random_seed: RandomState = None,
@@ -185,7 +181,6 @@ class EMFApprox(Inference):
     ):
         check_layers(layers)
         StructuredLayer.check_options(gate, gate_init, embed)
-        check_root_finder(root_finder)
         if warm_start not in (True, False, "auto"):
             raise ValueError(f'warm_start must be "auto", True or False, got {warm_start!r}.')
         if gradient not in get_args(Gradient):
@@ -196,7 +191,6 @@ class EMFApprox(Inference):
         self.gate = gate
         self.gate_init = gate_init
         self.embed = embed
-        self.root_finder = root_finder
         self.warm_start = warm_start
         self.gradient = gradient
         self.start = start
@@ -273,7 +267,6 @@ class EMFApprox(Inference):
             "gate": self.gate,
             "gate_init": self.gate_init,
             "embed": self.embed,
-            "root_finder": self.root_finder,
             "gradient": self.gradient,
         }
 
@@ -283,7 +276,6 @@ class EMFApprox(Inference):
             self.gate,
             gate_init=self.gate_init,
             embed=self.embed,
-            root_finder=self.root_finder,
         )
 
     # --- fitting -------------------------------------------------------------------------------
@@ -840,7 +832,7 @@ def fit(
         Values of some variables to start from.
     **kwargs
         Options of :class:`EMFApprox` (``layers``, ``gate``, ``gate_init``, ``embed``,
-        ``root_finder``, ``warm_start``, ``gradient``) and arguments of :meth:`EMFApprox.fit`.
+        ``warm_start``, ``gradient``) and arguments of :meth:`EMFApprox.fit`.
 
     Returns
     -------

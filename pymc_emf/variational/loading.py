@@ -7,7 +7,7 @@ import pymc as pm
 from pymc.model import modelcontext
 
 from pymc_emf.layers.presets import LayerSpec
-from pymc_emf.program import Program
+from pymc_emf.model.program import Program
 from pymc_emf.variational.approximation import EMFApproximation
 from pymc_emf.variational.asvi import ASVI
 from pymc_emf.variational.inference import EMFApprox

@@ -15,14 +15,14 @@ from pytensor.graph.basic import Constant
 from pytensor.tensor.sharedvar import SharedVariable
 from scipy.stats import norm
 
-from pymc_emf.bijections.base import Bijection
-from pymc_emf.bijections.special import normal_logpdf
+from pymc_emf.bijections.core.base import Bijection
+from pymc_emf.bijections.numerics.special import normal_logpdf
 from pymc_emf.engine.batch import batch_jax
 from pymc_emf.engine.graph import expose_minibatches
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.layers import Chain, StructuredLayer
 from pymc_emf.layers.parameters import store
-from pymc_emf.program import split_batches
+from pymc_emf.model.program import split_batches
 from pymc_emf.variational.diagnosis import log_ratio
 from pymc_emf.variational.path_gradient import Flow
 

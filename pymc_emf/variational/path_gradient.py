@@ -10,7 +10,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
-from pymc_emf.bijections.base import Bijection, Triangular
+from pymc_emf.bijections.core.base import Bijection, Triangular
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.layers import Chain, Parallel, Spline
 

@@ -11,7 +11,7 @@ import numpy as np
 from pymc_emf.engine.stopping import Stopping
 from pymc_emf.engine.storage import read_arrays, write_arrays
 from pymc_emf.layers.parameters import store
-from pymc_emf.program import Program
+from pymc_emf.model.program import Program
 from pymc_emf.variational.warm_start import WarmStart
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import pytensor.tensor as pt
 
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.affine import TriangularAffine
-from pymc_emf.bijections.base import Triangular, register_bijection
-from pymc_emf.bijections.by_density import student_t
-from pymc_emf.bijections.elementwise import Elementwise, Mapped
+from pymc_emf.bijections.core.affine import TriangularAffine
+from pymc_emf.bijections.core.base import Triangular, register_bijection
+from pymc_emf.bijections.core.elementwise import Elementwise, Mapped
+from pymc_emf.bijections.families.by_density import student_t
 
 __all__ = ["MvStudent"]
 

@@ -52,11 +52,10 @@ from pytensor.tensor.random.op import RandomVariable
 from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.base import Bijection, bijection_from_rv, register_bijection
-from pymc_emf.bijections.elementwise import Elementwise
-from pymc_emf.bijections.recursion import Recursion, values_before
-from pymc_emf.bijections.tabulated import by_quadrature
-from pymc_emf.bijections.transformed import (
+from pymc_emf.bijections.core.base import Bijection, bijection_from_rv, register_bijection
+from pymc_emf.bijections.core.elementwise import Elementwise
+from pymc_emf.bijections.families.recursion import Recursion, values_before
+from pymc_emf.bijections.families.transformed import (
     Step,
     Transformed,
     TransformedElementwise,
@@ -65,6 +64,7 @@ from pymc_emf.bijections.transformed import (
     monotone_step,
     support,
 )
+from pymc_emf.bijections.numerics.tabulated import by_quadrature
 
 __all__ = ["Joined"]
 

@@ -10,10 +10,10 @@ from pymc.logprob.transforms import IntervalTransform, LogOddsTransform, LogTran
 from pytensor.graph.basic import equal_computations
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.affine import LocScale
-from pymc_emf.bijections.base import Bijection
-from pymc_emf.bijections.elementwise import Elementwise, Map, Mapped, derivative
-from pymc_emf.bijections.tabulated import by_quadrature
+from pymc_emf.bijections.core.affine import LocScale
+from pymc_emf.bijections.core.base import Bijection
+from pymc_emf.bijections.core.elementwise import Elementwise, Map, Mapped, derivative
+from pymc_emf.bijections.numerics.tabulated import by_quadrature
 
 __all__ = ["Quantile", "Support", "in_value_space", "location_scale", "univariate"]
 
@@ -163,7 +163,7 @@ def univariate(
         The transform that defines value space.
     quantile : callable
         Noise to the natural coordinate of the support, increasing. Write it with
-        :func:`~pymc_emf.bijections.special.tails`.
+        :func:`~pymc_emf.bijections.numerics.special.tails`.
     noise : callable
         The inverse of ``quantile``.
     support : Support, optional

@@ -24,11 +24,16 @@ from pymc.pytensorf import constant_fold
 from pytensor.graph.basic import Variable
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.affine import TriangularAffine
-from pymc_emf.bijections.base import Bijection, Triangular, bijection_from_rv, register_bijection
-from pymc_emf.bijections.by_density import gamma_log
-from pymc_emf.bijections.elementwise import Mapped
-from pymc_emf.bijections.student import MvStudent
+from pymc_emf.bijections.core.affine import TriangularAffine
+from pymc_emf.bijections.core.base import (
+    Bijection,
+    Triangular,
+    bijection_from_rv,
+    register_bijection,
+)
+from pymc_emf.bijections.core.elementwise import Mapped
+from pymc_emf.bijections.families.by_density import gamma_log
+from pymc_emf.bijections.families.student import MvStudent
 
 __all__ = ["CholeskyCorrelation", "CholeskyCovariance", "WishartFactor"]
 

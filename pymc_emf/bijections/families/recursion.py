@@ -14,7 +14,7 @@ from pytensor.scan.utils import FieldInfo, ScanArgs
 from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.base import Bijection
+from pymc_emf.bijections.core.base import Bijection
 
 __all__ = ["Recursion", "values_before"]
 

@@ -6,11 +6,11 @@ import pytensor.tensor as pt
 from pymc.distributions.mixture import MixtureRV
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.base import bijection_from_rv, register_bijection
-from pymc_emf.bijections.elementwise import Elementwise
-from pymc_emf.bijections.quadrature import ByDensity
-from pymc_emf.bijections.root_finding import bracketed_root, widen
-from pymc_emf.bijections.special import log_ndtr, ndtri_exp, normal_logpdf, stop_gradient
+from pymc_emf.bijections.core.base import bijection_from_rv, register_bijection
+from pymc_emf.bijections.core.elementwise import Elementwise
+from pymc_emf.bijections.numerics.quadrature import ByDensity
+from pymc_emf.bijections.numerics.root_finding import bracketed_root, widen
+from pymc_emf.bijections.numerics.special import log_ndtr, ndtri_exp, normal_logpdf, stop_gradient
 
 __all__ = ["MixtureOf"]
 

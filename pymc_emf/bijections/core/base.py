@@ -13,8 +13,6 @@ from pytensor.graph.op import Op
 from pytensor.tensor.sharedvar import SharedVariable
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.root_finding import RootFinder, check_root_finder, root_finder
-
 __all__ = [
     "Bijection",
     "Identity",
@@ -131,8 +129,8 @@ def register_bijection(op_type: type[Op]) -> Callable[[Builder], Builder]:
     -------
     callable
         A decorator for ``build(op, rv, transform)``, which returns the
-        :class:`~pymc_emf.bijections.base.Bijection` from standard normal noise, of the shape of
-        the value, to the value of ``rv`` under ``transform`` (None if the variable has none).
+        :class:`~pymc_emf.Bijection` from standard normal noise, of the shape of the value, to the
+        value of ``rv`` under ``transform`` (None if the variable has none).
         The parameters stand in ``rv.owner.inputs``. It returns None where it does not
         apply, and the variable is bypassed.
 
@@ -143,8 +141,8 @@ def register_bijection(op_type: type[Op]) -> Callable[[Builder], Builder]:
     >>> import pymc as pm
     >>> import pymc_emf as emf
     >>> import pytensor.tensor as pt
-    >>> from pymc_emf.bijections.quantile import univariate
-    >>> from pymc_emf.bijections.special import log_ndtr, ndtri_exp
+    >>> from pymc_emf.bijections.numerics.quantile import univariate
+    >>> from pymc_emf.bijections.numerics.special import log_ndtr, ndtri_exp
     >>> @emf.register_bijection(pm.Moyal.rv_type)
     ... def moyal(op, rv, transform):
     ...     mu, sigma = op.dist_params(rv.owner)  # x = mu - 2 sigma log(-Phi^-1(Phi(noise) / 2))
@@ -202,32 +200,7 @@ def bijection_from_rv(rv: TensorVariable, transform: Transform | None) -> Biject
     return _build(rv.owner.op, rv, transform)
 
 
-class _WithRootFinder(Bijection):
-    """A bijection whose graphs are built with a root finder of choice."""
-
-    def __init__(self, site: Bijection, method: RootFinder):
-        self.site = site
-        self.method = method
-        self.gateable = site.gateable
-
-    def forward(self, noise):
-        with root_finder(self.method):
-            return self.site.forward(noise)
-
-    def inverse(self, value):
-        with root_finder(self.method):
-            return self.site.inverse(value)
-
-    def gated(self, gate):
-        return _WithRootFinder(self.site.gated(gate), self.method)
-
-
-def bijection(
-    dist: TensorVariable,
-    *,
-    transform: Any = "default",
-    root_finder: RootFinder = "chandrupatla",
-) -> Bijection:
+def bijection(dist: TensorVariable, *, transform: Any = "default") -> Bijection:
     r"""Site map of one distribution: standard normal noise to value space.
 
     For a univariate distribution with distribution function :math:`C` and transform :math:`T`
@@ -240,8 +213,6 @@ def bijection(
     transform : Transform, None or "default"
         The transform that defines value space; by default the one PyMC gives the
         distribution inside a model. None leaves the value constrained.
-    root_finder : {"chandrupatla", "secant"}
-        How quantiles without a closed form are found, see :doc:`/families`.
 
     Returns
     -------
@@ -261,7 +232,6 @@ def bijection(
     >>> float(value[0].round(4))
     0.2994
     """
-    check_root_finder(root_finder)
     op = dist.owner.op
     if isinstance(transform, str):
         if transform != "default":
@@ -276,7 +246,5 @@ def bijection(
             f"No bijection is registered for {op} with {under}; "
             "register one with pymc_emf.register_bijection."
         )
-    if root_finder != "chandrupatla":
-        site = _WithRootFinder(site, root_finder)
     site.event_ndim = dist.ndim
     return site

@@ -29,6 +29,7 @@ from pytensor.tensor.type import TensorType
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.exceptions import DiscreteVariableError
+from pymc_emf.model.parameter import Trainable, trainable
 from pymc_emf.rolling import (
     Batch,
     Body,
@@ -42,7 +43,6 @@ from pymc_emf.rolling import (
     replicate,
     schedule,
 )
-from pymc_emf.trainable import Trainable, trainable
 
 __all__ = ["Program", "Site", "SitePattern", "split_batches"]
 

@@ -23,11 +23,11 @@ from pymc.pytensorf import constant_fold
 from pytensor.tensor.variable import TensorVariable
 from scipy.linalg import helmert
 
-from pymc_emf.bijections.base import Bijection, register_bijection
-from pymc_emf.bijections.by_density import beta_logit
-from pymc_emf.bijections.elementwise import Elementwise, Mapped
-from pymc_emf.bijections.quantile import Quantile
-from pymc_emf.bijections.special import log_ndtr, noise_from_tails
+from pymc_emf.bijections.core.base import Bijection, register_bijection
+from pymc_emf.bijections.core.elementwise import Elementwise, Mapped
+from pymc_emf.bijections.families.by_density import beta_logit
+from pymc_emf.bijections.numerics.quantile import Quantile
+from pymc_emf.bijections.numerics.special import log_ndtr, noise_from_tails
 
 __all__ = ["SequentialRatios"]
 

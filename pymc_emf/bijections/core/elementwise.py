@@ -7,8 +7,8 @@ import pytensor.tensor as pt
 
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.base import Triangular
-from pymc_emf.bijections.root_finding import solve_increasing
+from pymc_emf.bijections.core.base import Triangular
+from pymc_emf.bijections.numerics.root_finding import solve_increasing
 
 __all__ = ["Elementwise", "Gated", "Mapped", "Reflected", "derivative"]
 

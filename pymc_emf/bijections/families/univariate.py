@@ -1,7 +1,7 @@
 """The univariate families with a closed form, each as one registered function.
 
 Every quantile is written in the natural coordinate of the support (see
-:class:`~pymc_emf.bijections.quantile.Support`) from the log probabilities of both tails.
+:class:`~pymc_emf.bijections.numerics.quantile.Support`) from the log probabilities of both tails.
 """
 
 from math import log, pi, sqrt
@@ -14,9 +14,9 @@ import pytensor.tensor as pt
 from pymc.distributions.dist_math import SplineWrapper
 from pytensor.link.jax.dispatch import jax_funcify
 
-from pymc_emf.bijections.base import register_bijection
-from pymc_emf.bijections.quantile import Support, location_scale, univariate
-from pymc_emf.bijections.special import log_ndtr, ndtri_exp, noise_from_tails, tails
+from pymc_emf.bijections.core.base import register_bijection
+from pymc_emf.bijections.numerics.quantile import Support, location_scale, univariate
+from pymc_emf.bijections.numerics.special import log_ndtr, ndtri_exp, noise_from_tails, tails
 
 # Python numbers, not NumPy's, which would raise float32 graphs to float64
 LOG_2, SQRT_2 = log(2), sqrt(2)

@@ -8,8 +8,8 @@ import pytensor.tensor as pt
 
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.elementwise import Elementwise, derivative
-from pymc_emf.bijections.special import normal_logpdf, stop_gradient
+from pymc_emf.bijections.core.elementwise import Elementwise, derivative
+from pymc_emf.bijections.numerics.special import normal_logpdf, stop_gradient
 
 __all__ = ["ByDensity", "gauss_legendre", "on_nodes"]
 

@@ -17,9 +17,9 @@ from pytensor.tensor.random.op import RandomVariable
 from pytensor.tensor.type_other import NoneConst
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.base import Bijection, bijection_from_rv, register_under_transform
-from pymc_emf.bijections.elementwise import Elementwise
-from pymc_emf.bijections.special import log_ndtr, noise_from_tails, normal_logpdf
+from pymc_emf.bijections.core.base import Bijection, bijection_from_rv, register_under_transform
+from pymc_emf.bijections.core.elementwise import Elementwise
+from pymc_emf.bijections.numerics.special import log_ndtr, noise_from_tails, normal_logpdf
 
 __all__ = ["OrderedSites"]
 

@@ -20,10 +20,10 @@ import pytensor.tensor as pt
 
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.elementwise import derivative
-from pymc_emf.bijections.quadrature import ByDensity, gauss_legendre, on_nodes
-from pymc_emf.bijections.root_finding import bracketed_root
-from pymc_emf.bijections.special import ndtri_exp, stop_gradient, tails
+from pymc_emf.bijections.core.elementwise import derivative
+from pymc_emf.bijections.numerics.quadrature import ByDensity, gauss_legendre, on_nodes
+from pymc_emf.bijections.numerics.root_finding import bracketed_root
+from pymc_emf.bijections.numerics.special import ndtri_exp, stop_gradient, tails
 
 __all__ = ["LogConcave"]
 

@@ -21,8 +21,8 @@ from pytensor.tensor.variable import TensorVariable
 from scipy.sparse import issparse
 from scipy.sparse.csgraph import connected_components
 
-from pymc_emf.bijections.affine import LocScale, TriangularAffine
-from pymc_emf.bijections.base import Bijection, register_bijection
+from pymc_emf.bijections.core.affine import LocScale, TriangularAffine
+from pymc_emf.bijections.core.base import Bijection, register_bijection
 
 __all__ = ["Raveled"]
 

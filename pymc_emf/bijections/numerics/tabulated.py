@@ -16,11 +16,11 @@ from pymc.logprob.transforms import Transform
 from pytensor.tensor.type import TensorType
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.base import Bijection
-from pymc_emf.bijections.elementwise import Elementwise, Map
-from pymc_emf.bijections.quadrature import ByDensity, gauss_legendre, on_nodes
-from pymc_emf.bijections.root_finding import bracketed_root
-from pymc_emf.bijections.special import noise_from_tails, stop_gradient
+from pymc_emf.bijections.core.base import Bijection
+from pymc_emf.bijections.core.elementwise import Elementwise, Map
+from pymc_emf.bijections.numerics.quadrature import ByDensity, gauss_legendre, on_nodes
+from pymc_emf.bijections.numerics.root_finding import bracketed_root
+from pymc_emf.bijections.numerics.special import noise_from_tails, stop_gradient
 
 __all__ = ["Tabulated", "by_quadrature"]
 

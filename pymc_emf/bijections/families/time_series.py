@@ -15,8 +15,8 @@ import pytensor.tensor as pt
 
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.affine import LocScale
-from pymc_emf.bijections.base import Bijection, bijection_from_rv, register_bijection
+from pymc_emf.bijections.core.affine import LocScale
+from pymc_emf.bijections.core.base import Bijection, bijection_from_rv, register_bijection
 
 __all__ = ["Diffusion", "Garch", "LinearRecurrence", "TimeFirst", "linear_recurrence"]
 

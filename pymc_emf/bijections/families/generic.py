@@ -15,11 +15,11 @@ from pymc.distributions.truncated import TruncatedRV
 from pymc.logprob.abstract import _logprob
 from pytensor.tensor.random.op import RandomVariable
 
-from pymc_emf.bijections.base import register_bijection, register_bypass
-from pymc_emf.bijections.elementwise import Mapped
-from pymc_emf.bijections.quantile import in_value_space
-from pymc_emf.bijections.tabulated import Tabulated, by_quadrature
-from pymc_emf.bijections.univariate import POSITIVE, parameters_of
+from pymc_emf.bijections.core.base import register_bijection, register_bypass
+from pymc_emf.bijections.core.elementwise import Mapped
+from pymc_emf.bijections.families.univariate import POSITIVE, parameters_of
+from pymc_emf.bijections.numerics.quantile import in_value_space
+from pymc_emf.bijections.numerics.tabulated import Tabulated, by_quadrature
 
 LOG_2, LOG_2PI = log(2), log(2 * pi)
 

@@ -4,8 +4,8 @@ import pytensor.tensor as pt
 
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.base import Bijection
-from pymc_emf.bijections.elementwise import Elementwise
+from pymc_emf.bijections.core.base import Bijection
+from pymc_emf.bijections.core.elementwise import Elementwise
 
 __all__ = ["LocScale", "TriangularAffine"]
 

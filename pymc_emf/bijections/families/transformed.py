@@ -23,8 +23,8 @@ from pytensor.graph.basic import Variable
 from pytensor.scalar.basic import Abs, Cosh, Mul, Pow
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.base import Bijection
-from pymc_emf.bijections.elementwise import Elementwise
+from pymc_emf.bijections.core.base import Bijection
+from pymc_emf.bijections.core.elementwise import Elementwise
 
 __all__ = [
     "Step",

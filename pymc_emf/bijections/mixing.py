@@ -32,9 +32,9 @@ from pytensor.tensor.random.op import RandomVariable
 from pytensor.tensor.variable import TensorVariable
 from scipy.special import logit
 
-from pymc_emf.bijections.affine import LocScale
-from pymc_emf.bijections.base import Bijection, Identity, bijection_from_rv
-from pymc_emf.bijections.time_series import Diffusion, Garch, LinearRecurrence, TimeFirst
+from pymc_emf.bijections.core.affine import LocScale
+from pymc_emf.bijections.core.base import Bijection, Identity, bijection_from_rv
+from pymc_emf.bijections.families.time_series import Diffusion, Garch, LinearRecurrence, TimeFirst
 
 __all__ = ["Domain", "Mixing", "Part", "mixed_bijection", "parameter_domains", "used_weights"]
 

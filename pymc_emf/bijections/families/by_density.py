@@ -9,13 +9,13 @@ import pytensor.tensor as pt
 from pymc.pytensorf import constant_fold
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.base import register_bijection
-from pymc_emf.bijections.elementwise import Elementwise, Mapped, Reflected
-from pymc_emf.bijections.log_concave import LogConcave
-from pymc_emf.bijections.quantile import Support, in_value_space
-from pymc_emf.bijections.root_finding import bracketed_root
-from pymc_emf.bijections.special import log_mills, log_ndtr, stop_gradient
-from pymc_emf.bijections.univariate import POSITIVE, UNIT, parameters_of
+from pymc_emf.bijections.core.base import register_bijection
+from pymc_emf.bijections.core.elementwise import Elementwise, Mapped, Reflected
+from pymc_emf.bijections.families.univariate import POSITIVE, UNIT, parameters_of
+from pymc_emf.bijections.numerics.log_concave import LogConcave
+from pymc_emf.bijections.numerics.quantile import Support, in_value_space
+from pymc_emf.bijections.numerics.root_finding import bracketed_root
+from pymc_emf.bijections.numerics.special import log_mills, log_ndtr, stop_gradient
 
 __all__ = ["beta_logit", "gamma_log", "student_t"]
 

@@ -1,9 +1,6 @@
 """Bracketed root finding for monotone functions, symbolic and vectorised (EMF A.5)."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, Literal, get_args
+from collections.abc import Callable
 
 import numpy as np
 import pytensor
@@ -11,45 +8,17 @@ import pytensor.tensor as pt
 
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.special import stop_gradient
+from pymc_emf.bijections.numerics.special import stop_gradient
 
-__all__ = [
-    "RootFinder",
-    "bracketed_root",
-    "check_root_finder",
-    "root_finder",
-    "solve_increasing",
-    "widen",
-]
-
-RootFinder = Literal["chandrupatla", "secant"]
+__all__ = ["bracketed_root", "solve_increasing", "widen"]
 
 #: Relative widening of a bracket.
 MARGIN = 1e-4
 
 Function = Callable[[TensorVariable], TensorVariable]
 
-_method: ContextVar[RootFinder] = ContextVar("root_finder", default="chandrupatla")
 
-
-def check_root_finder(method: Any) -> None:
-    """Raise ValueError if there is no such method."""
-    if method not in get_args(RootFinder):
-        raise ValueError(f'root_finder must be "chandrupatla" or "secant", got {method!r}.')
-
-
-@contextmanager
-def root_finder(method: RootFinder) -> Iterator[None]:
-    """Use a method in every root finder whose graph is built inside the context."""
-    check_root_finder(method)
-    token = _method.set(method)
-    try:
-        yield
-    finally:
-        _method.reset(token)
-
-
-def _inverse_quadratic(a, b, c, f_a, f_b, f_c, previous, f_previous):
+def _inverse_quadratic(a, b, c, f_a, f_b, f_c):
     """Inverse quadratic interpolation where Chandrupatla's criterion trusts it, or half."""
     xi = (a - b) / _nonzero(c - b)
     phi = (f_a - f_b) / _nonzero(f_c - f_b)
@@ -60,18 +29,8 @@ def _inverse_quadratic(a, b, c, f_a, f_b, f_c, previous, f_previous):
     return pt.where(trust, fraction, 0.5)
 
 
-def _secant(a, b, c, f_a, f_b, f_c, previous, f_previous):
-    """Where the chord through the last two points meets zero, if it halved the residual."""
-    fraction = -f_a * (a - previous) / _nonzero(f_a - f_previous) / _nonzero(b - a)
-    trust = (fraction > 0) & (fraction < 1) & (2 * pt.abs(f_a) < pt.abs(f_previous))
-    return pt.where(trust, fraction, 0.5)
-
-
 def _nonzero(x):
     return pt.where(pt.eq(x, 0), pt.ones_like(x), x)
-
-
-_FRACTIONS = {"chandrupatla": _inverse_quadratic, "secant": _secant}
 
 
 def bracketed_root(
@@ -79,10 +38,9 @@ def bracketed_root(
 ) -> TensorVariable:
     """Root of an elementwise function between ``lower`` and ``upper``.
 
-    Each step goes to a point between the two ends of the bracket: by Chandrupatla's method the
-    inverse quadratic interpolation of the last three points where it can be trusted, by the
-    secant method the chord through the last two points where that converges, and by either the
-    middle otherwise, so that the bracket shrinks whatever the function. The number of steps is
+    Each step goes to a point between the two ends of the bracket: the inverse
+    quadratic interpolation of the last three points where Chandrupatla's criterion trusts it, and
+    the middle otherwise, so that the bracket shrinks whatever the function. The number of steps is
     fixed: the loop has the same shape for every input and every backend. Steps after
     convergence change nothing. The function is taken to be negative at ``lower`` and positive
     at ``upper``; a value that is not a number counts as minus infinity if that at ``lower`` was
@@ -93,7 +51,6 @@ def bracketed_root(
     T. R. Chandrupatla, "A new hybrid quadratic/bisection algorithm for finding the zero of a
     nonlinear function without using derivatives", Advances in Engineering Software 28 (1997).
     """
-    choose = _FRACTIONS[_method.get()]
     resolution = np.finfo(lower.dtype)
     huge = pt.constant(resolution.max / 1e8, dtype=lower.dtype)
 
@@ -114,7 +71,7 @@ def bracketed_root(
         a, f_a = point, f_point
 
         width = pt.abs(b - a)
-        fraction = choose(a, b, c, f_a, f_b, f_c, newest, f_newest)
+        fraction = _inverse_quadratic(a, b, c, f_a, f_b, f_c)
         # at least one unit in the last place away from either end, at most a bisection
         smallest = pt.minimum(0.5, float(resolution.eps) * (1 + pt.abs(a)) / _nonzero(width))
         fraction = pt.where(pt.isinf(f_b), 1.0, pt.clip(fraction, smallest, 1 - smallest))

@@ -1,0 +1,1 @@
+"""Special functions, roots and quadrature, and quantile maps that rest on them."""

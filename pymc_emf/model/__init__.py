@@ -1,0 +1,1 @@
+"""PyMC models as ordered sites, with their log density."""
