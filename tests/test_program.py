@@ -218,6 +218,34 @@ class UnheardOfRV(RandomVariable):
     dtype = "floatX"
 
 
+def test_layers_share_a_program():
+    """What a layer keeps out of the patterns is its own affair."""
+    with pm.Model() as model:
+        for i, lower in enumerate((0.0, 1.0, 1.0)):  # a bound of one is that of the transform
+            pm.Uniform(
+                f"x_{i}",
+                lower,
+                5.0,
+                default_transform=None,
+                transform=tr.Interval(1.0, 5.0),
+                initval=4.0,
+            )
+    program = Program(model)
+    layer = emf.StructuredLayer(program, embed=False)
+    n_patterns = len(program.patterns)
+    other = emf.StructuredLayer(program)
+    assert len(other.program.patterns) > n_patterns == len(layer.program.patterns)
+    assert other.program.frozen is program.frozen
+    noise = np.random.default_rng(4).normal(size=(2, layer.size))
+    compiled = emf.compile(layer)
+    for direction in (compiled.forward, compiled.inverse):  # nothing is embedded
+        image, log_det = direction(noise)
+        np.testing.assert_array_equal(image, noise)
+        np.testing.assert_array_equal(log_det, 0)
+    value, _ = emf.compile(other).forward(noise)
+    np.testing.assert_array_equal(value, emf.compile(emf.StructuredLayer(model)).forward(noise)[0])
+
+
 def test_registry():
     with pm.Model() as model:
         _, rv = UnheardOfRV()(1.0, rng=pt.random.shared_rng(seed=1), return_next_rng=True)

@@ -22,7 +22,8 @@ from pymc_emf.bijections import Bijection, Identity, bijection_from_rv
 from pymc_emf.bijections.core.base import bypass_reason
 from pymc_emf.exceptions import EmbeddingError
 from pymc_emf.layers.parameters import parameter
-from pymc_emf.model.program import Program, Site, SitePattern
+from pymc_emf.model.program import Program
+from pymc_emf.model.site import Site, SitePattern, leaves
 from pymc_emf.rolling import Batch, Body, Input, Loop, Result, Values, evaluate
 
 __all__ = ["StructuredLayer", "describe"]
@@ -93,11 +94,11 @@ class StructuredLayer(Bijection):
         embed: bool | Literal["strict"] = True,
     ):
         self.check_options(gate, gate_init, embed)
-        self.program = model if isinstance(model, Program) else Program(model)
+        program = model if isinstance(model, Program) else Program(model)
         self.gate = gate
         self.embed = embed
         self.bypassed: set[str] = set()
-        self.program.separate(self._misfits())
+        self.program = program.separated(self._misfits(program))
         self._embeddings = [self._embedding(p.site, p.rv) for p in self.program.patterns]
         gated: list[Site] = []
         for pattern, embedding in zip(self.program.patterns, self._embeddings, strict=True):
@@ -146,7 +147,7 @@ class StructuredLayer(Bijection):
             )
         return Identity()
 
-    def _misfits(self) -> list[str]:
+    def _misfits(self, program: Program) -> list[str]:
         """Sites that their pattern would embed in another way than they are embedded alone.
 
         A family may look at its constants, a bound of zero for example, and in a pattern it
@@ -159,7 +160,7 @@ class StructuredLayer(Bijection):
 
         return [
             site.name
-            for p in self.program.patterns
+            for p in program.patterns
             if p.pattern.constants_differ
             for site in p.sites
             if kind(site, site.rv) != kind(site, p.rv)
@@ -173,7 +174,7 @@ class StructuredLayer(Bijection):
         bodies = []
         for p, embedding in zip(self.program.patterns, self._embeddings, strict=True):
             piece = pt.tensor("piece", dtype=flat.dtype, shape=p.site.shape)
-            inputs = [Input(piece, p.places, own), *p.leaves(known)]
+            inputs = [Input(piece, p.places, own), *leaves(p.pattern, known)]
             bijection = embedding
             if p.site.name in self._places_trained:
                 table = np.stack([self._places_trained[site.name] for site in p.sites])

@@ -22,7 +22,7 @@ from pymc_emf.engine.graph import expose_minibatches
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.layers import Chain, StructuredLayer
 from pymc_emf.layers.parameters import store
-from pymc_emf.model.program import split_batches
+from pymc_emf.model.density import split_batches
 from pymc_emf.variational.diagnosis import log_ratio
 from pymc_emf.variational.path_gradient import Flow
 
