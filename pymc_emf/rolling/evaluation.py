@@ -47,151 +47,178 @@ def evaluate(
 
 def _scan(loop: Loop, bodies: Sequence[Body], known: Values) -> Iterator[Result]:
     """Evaluate a loop as one scan."""
-    owned = [bodies[p].positions[rows] for p, rows in loop.groups]  # (steps, members, ...)
+    owned = [bodies[p].positions[rows] for p, rows in loop.groups]
     inside = np.zeros(known.size, dtype=bool)
     for positions in owned:
         inside[positions] = True
-    sequences: list[TensorVariable] = []
-    constants: list[TensorVariable] = []
-
-    def argument(given: Input, table: np.ndarray) -> Callable[[Any, Any], TensorVariable]:
-        """Pass in what a step reads from outside; returns how the step finds it."""
-        first, varies = alike(table, 0)
-        group, at = (sequences, len(sequences)) if varies else (constants, len(constants))
-        group.append(given.take(first))
-        return lambda sequence, constant: (sequence if varies else constant)[at]
-
-    # Positions within a step are those of the last one.
-    readers: list[list[Callable[..., TensorVariable]]] = []
-    recurrent: list[set[int]] = []
-    for p, rows in loop.groups:
-        readers.append([])
-        recurrent.append(set())
-        for i, given in enumerate(bodies[p].inputs):
-            table = given.table[rows]
-            last = inside[table[-1]] if given.source is known else np.zeros(1, dtype=bool)
-            if not last.any():
-                table, batched = alike(table, 1)
-                find = argument(given, table)
-                readers[-1].append(
-                    lambda sequence, constant, local, find=find: find(sequence, constant)
-                )
-                continue
-            recurrent[-1].add(i)
-            if not last.all():
-                readers[-1].append(_mixed(given, table, last, argument))
-                continue
-            positions, _ = alike(table[-1], 0)
-            readers[-1].append(
-                lambda sequence, constant, local, positions=positions, given=given: local.take(
-                    positions
-                ).astype(given.placeholder.dtype)
-            )
-
-    n_back = max(loop.lags, default=0)
-    started = _initial(loop, bodies, owned, n_back, inside, known)
-    extra: list[list[int]] = []  # outputs after the first that depend on earlier steps
-    outside: list[list[int]] = []
-    for (p, _), reads in zip(loop.groups, recurrent, strict=True):
-        others = range(1, len(bodies[p].outputs))
-        extra.append([o for o in others if bodies[p].reads[o] & reads])
-        outside.append([o for o in others if not bodies[p].reads[o] & reads])
-
-    n_sequences, n_groups, n_lags = len(sequences), len(loop.groups), len(loop.lags)
+    arguments = _Arguments()
+    groups = [
+        _Group(p, rows, bodies[p], positions, _readers(bodies[p], rows, inside, known, arguments))
+        for (p, rows), positions in zip(loop.groups, owned, strict=True)
+    ]
+    initial = _initial(groups, loop.lags, inside, known)
+    taps = [-lag for lag in loop.lags]
+    firsts: list[Any] = [
+        {"initial": piece[0] if taps == [-1] else piece, "taps": taps} for piece in initial
+    ]
+    others = [None for group in groups for _ in group.recurrent]
     shared = [
         v
-        for v in graph_inputs([o for p, _ in loop.groups for o in bodies[p].outputs])
+        for v in graph_inputs([output for group in groups for output in group.body.outputs])
         if isinstance(v, SharedVariable) and not isinstance(v.type, RandomType)
     ]
-
-    def step(*arguments):
-        sequence, arguments = arguments[:n_sequences], arguments[n_sequences:]
-        taps, constant = arguments[: n_groups * n_lags], arguments[n_groups * n_lags :]
-        local = Values(known.size)
-        for g, positions in enumerate(owned):
-            for j, lag in enumerate(loop.lags):
-                local.add(taps[g * n_lags + j], positions[-1 - lag])
-        firsts, others = [], []
-        for g, (p, _) in enumerate(loop.groups):
-            body = bodies[p]
-            replacements = {
-                given.placeholder: read(sequence, constant, local)
-                for given, read in zip(body.inputs, readers[g], strict=True)
-            }
-            first, *more = replicate(
-                [body.outputs[0], *(body.outputs[o] for o in extra[g])], replacements
-            )
-            shape = squeezed(owned[g][-1]).shape
-            first = pt.specify_shape(first.reshape(shape), shape)
-            local.add(first, owned[g][-1])
-            firsts.append(first.astype(started[g].dtype) if loop.lags else first)
-            others += more
-        return [*firsts, *others]
-
-    outputs_info: list[Any] = []
-    for g in range(n_groups):
-        if not loop.lags:
-            outputs_info.append(None)
-        elif loop.lags == (1,):
-            outputs_info.append({"initial": started[g][0], "taps": [-1]})
-        else:
-            outputs_info.append({"initial": started[g], "taps": [-lag for lag in loop.lags]})
-    outputs_info += [None] * sum(map(len, extra))
     outputs = pytensor.scan(
-        step,
-        sequences=sequences,
-        outputs_info=outputs_info,
-        non_sequences=[*constants, *shared],
+        _step(groups, loop.lags, [piece.dtype for piece in initial], arguments, known.size),
+        sequences=arguments.sequences,
+        outputs_info=[*(firsts or [None] * len(groups)), *others],
+        non_sequences=[*arguments.constants, *shared],
         n_steps=loop.n_steps,
         return_updates=False,
         strict=True,
     )
     outputs = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
-    later = iter(outputs[n_groups:])
-    for g, (p, rows) in enumerate(loop.groups):
-        body = bodies[p]
-        known.add(outputs[g], owned[g])
-        flat = rows.ravel()
-        found: dict[int, TensorVariable] = {}
-        for o in extra[g]:
-            out = next(later)
-            core = body.outputs[o].ndim
-            batched = out.ndim == core + 2
-            shape = (flat.size if batched else loop.n_steps, *tuple(out.shape)[out.ndim - core :])
-            out = out.reshape(shape)
-            if not batched and rows.shape[1] > 1:
-                out = pt.repeat(out, rows.shape[1], axis=0)
-            found[o] = out
-        if outside[g]:
-            found.update(zip(outside[g], body.batch(flat, outside[g]), strict=True))
-        yield Result(p, flat, [found[o] for o in sorted(found)])
+    later = iter(outputs[len(groups) :])
+    for group, first in zip(groups, outputs[: len(groups)], strict=True):
+        known.add(first, group.owned)
+        yield group.result({o: next(later) for o in group.recurrent})
 
 
-def _mixed(given: Input, table: np.ndarray, last: np.ndarray, argument):
+# --- what a step reads ---------------------------------------------------------------------------
+
+#: From the elements of the sequences, the constants, and what the loop itself knows.
+Reader = Callable[[Sequence[TensorVariable], Sequence[TensorVariable], Values], TensorVariable]
+
+
+class _Arguments:
+    """What the steps are given from outside: an element each of sequences, and constants."""
+
+    def __init__(self):
+        self.sequences: list[TensorVariable] = []
+        self.constants: list[TensorVariable] = []
+
+    def reader(self, given: Input, table: np.ndarray) -> Reader:
+        """Pass elements in, given their positions at every step; tells how a step finds them."""
+        first, varies = alike(table, 0)
+        group = self.sequences if varies else self.constants
+        at = len(group)
+        group.append(given.take(first))
+        return lambda sequence, constant, local: (sequence if varies else constant)[at]
+
+
+def _readers(
+    body: Body, rows: np.ndarray, inside: np.ndarray, known: Values, arguments: _Arguments
+) -> list[tuple[Reader, bool]]:
+    """How a step finds each input of a body, and whether it comes from the loop's own steps."""
+    readers = []
+    for given in body.inputs:
+        table = given.table[rows]
+        # positions within a step are those of the last one
+        own = inside[table[-1]] if given.source is known else np.zeros(1, dtype=bool)
+        if not own.any():
+            table, _ = alike(table, 1)
+            reader = arguments.reader(given, table)
+        elif own.all():
+            reader = _own_reader(given, table)
+        else:
+            reader = _mixed_reader(given, table, own, arguments)
+        readers.append((reader, bool(own.any())))
+    return readers
+
+
+def _own_reader(given: Input, table: np.ndarray) -> Reader:
+    """Read a leaf that comes from earlier steps."""
+    positions, _ = alike(table[-1], 0)
+    return lambda sequence, constant, local: local.take(positions).astype(given.placeholder.dtype)
+
+
+def _mixed_reader(
+    given: Input, table: np.ndarray, own: np.ndarray, arguments: _Arguments
+) -> Reader:
     """Read a leaf of which some elements come from earlier steps and some from outside."""
-    find = argument(given, table[:, ~last])
-    order = np.empty(last.size, dtype=np.intp)
-    order[np.concatenate([np.flatnonzero(last), np.flatnonzero(~last)])] = np.arange(last.size)
-    shape = last.shape[1:] if last.shape[0] == 1 else last.shape
+    find = arguments.reader(given, table[:, ~own])
+    order = np.empty(own.size, dtype=np.intp)
+    order[np.concatenate([np.flatnonzero(own), np.flatnonzero(~own)])] = np.arange(own.size)
+    shape = own.shape[1:] if own.shape[0] == 1 else own.shape
 
     def read(sequence, constant, local):
-        elements = pt.concatenate(
-            [local.take(table[-1][last]).astype(given.placeholder.dtype), find(sequence, constant)]
-        )
+        earlier = local.take(table[-1][own]).astype(given.placeholder.dtype)
+        elements = pt.concatenate([earlier, find(sequence, constant, local)])
         return elements[order].reshape(shape)
 
     return read
 
 
-def squeezed(positions: np.ndarray) -> np.ndarray:
-    """Drop the axis of members where there is only one."""
-    return positions[0] if len(positions) == 1 else positions
+# --- members that are evaluated step by step -----------------------------------------------------
 
 
-def _initial(loop, bodies, owned, n_back, inside, known) -> list[TensorVariable]:
+@dataclass(eq=False)
+class _Group:
+    """Members of one pattern in a loop.
+
+    Attributes
+    ----------
+    pattern : int
+    rows : ndarray, shape (steps, members)
+    body : Body
+    owned : ndarray, shape (steps, members, ...)
+        Positions of the first outputs.
+    readers : list of (Reader, bool)
+        How a step finds each input, and whether it comes from the loop's own steps.
+    recurrent, outside : list of int
+        Outputs after the first that depend on earlier steps, and those that do not, which need
+        no scan.
+    """
+
+    pattern: int
+    rows: np.ndarray
+    body: Body
+    owned: np.ndarray
+    readers: list[tuple[Reader, bool]]
+
+    def __post_init__(self):
+        reads = {i for i, (_, recurrent) in enumerate(self.readers) if recurrent}
+        others = range(1, len(self.body.outputs))
+        self.recurrent = [o for o in others if self.body.reads[o] & reads]
+        self.outside = [o for o in others if not self.body.reads[o] & reads]
+
+    def step(self, sequence, constant, local: Values) -> list[TensorVariable]:
+        """First output of one step, which becomes known in ``local``, and the recurrent ones."""
+        replacements = {
+            given.placeholder: read(sequence, constant, local)
+            for given, (read, _) in zip(self.body.inputs, self.readers, strict=True)
+        }
+        outputs = [self.body.outputs[o] for o in (0, *self.recurrent)]
+        first, *others = replicate(outputs, replacements)
+        shape = squeezed(self.owned[-1]).shape
+        first = pt.specify_shape(first.reshape(shape), shape)
+        local.add(first, self.owned[-1])
+        return [first, *others]
+
+    def result(self, scanned: dict[int, TensorVariable]) -> Result:
+        """Outputs after the first of all members, given the recurrent ones of every step."""
+        n_steps, n_members = self.rows.shape
+        flat = self.rows.ravel()
+        found: dict[int, TensorVariable] = {}
+        for o, out in scanned.items():
+            core = self.body.outputs[o].ndim
+            batched = out.ndim == core + 2
+            shape = (flat.size if batched else n_steps, *tuple(out.shape)[out.ndim - core :])
+            out = out.reshape(shape)
+            if not batched and n_members > 1:
+                out = pt.repeat(out, n_members, axis=0)
+            found[o] = out
+        if self.outside:
+            found.update(zip(self.outside, self.body.batch(flat, self.outside), strict=True))
+        return Result(self.pattern, flat, [found[o] for o in sorted(found)])
+
+
+def _initial(
+    groups: Sequence[_Group], lags: Sequence[int], inside: np.ndarray, known: Values
+) -> list[TensorVariable]:
     """Values of the steps before the first, oldest first, as far as they are read."""
-    if not n_back:
+    if not lags:
         return []
+    owned, n_steps, n_back = [group.owned for group in groups], len(groups[0].rows), max(lags)
     home = np.full(known.size, -1)  # where in the last step's outputs, by position
     step_of = np.full(known.size, -1)
     sizes = np.cumsum([0, *(positions[0].size for positions in owned)])
@@ -200,14 +227,14 @@ def _initial(loop, bodies, owned, n_back, inside, known) -> list[TensorVariable]
             home[of_step.ravel()] = start + np.arange(of_step.size)
             step_of[of_step.ravel()] = k
     before = np.full((n_back, sizes[-1]), -1)
-    for p, rows in loop.groups:
-        for given in bodies[p].inputs:
+    for group in groups:
+        for given in group.body.inputs:
             if given.source is not known:
                 continue
-            table = given.table[rows].reshape(loop.n_steps, -1)
+            table = given.table[group.rows].reshape(n_steps, -1)
             reference = table[-1]
-            lag = np.where(inside[reference], loop.n_steps - 1 - step_of[reference], 0)
-            for k in range(min(n_back, loop.n_steps)):
+            lag = np.where(inside[reference], n_steps - 1 - step_of[reference], 0)
+            for k in range(min(n_back, n_steps)):
                 early = lag > k
                 before[k - lag[early] + n_back, home[reference[early]]] = table[k][early]
     anything = before.max()
@@ -218,3 +245,35 @@ def _initial(loop, bodies, owned, n_back, inside, known) -> list[TensorVariable]
         piece = before[:, start : start + positions[0].size]
         initial.append(known.take(piece.reshape((n_back, *shape))))
     return initial
+
+
+def _step(
+    groups: Sequence[_Group],
+    lags: Sequence[int],
+    dtypes: Sequence[str],
+    arguments: _Arguments,
+    size: int,
+) -> Callable[..., list[TensorVariable]]:
+    """Step of a scan; ``dtypes`` are those of the values that later steps read."""
+    n_sequences, n_taps = len(arguments.sequences), len(groups) * len(lags)
+
+    def step(*given):
+        sequence, given = given[:n_sequences], given[n_sequences:]
+        taps, constant = iter(given[:n_taps]), given[n_taps:]
+        local = Values(size)
+        for group in groups:
+            for lag in lags:
+                local.add(next(taps), group.owned[-1 - lag])
+        firsts, others = [], []
+        for g, group in enumerate(groups):
+            first, *more = group.step(sequence, constant, local)
+            firsts.append(first.astype(dtypes[g]) if lags else first)
+            others += more
+        return [*firsts, *others]
+
+    return step
+
+
+def squeezed(positions: np.ndarray) -> np.ndarray:
+    """Drop the axis of members where there is only one."""
+    return positions[0] if len(positions) == 1 else positions
