@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymc.distributions.transforms import _default_transform, ordered
-from scipy.special import logit
 
 import pymc_emf as emf
 
 from pymc_emf.bijections.mixing import COVARIANCE, POSITIVE, REAL, UNIT, parameter_domains
-from pymc_emf.layers import MixedLayer
+from pymc_emf.layers import mixed_layer
+from pymc_emf.layers.parameters import store
 
 quiet = {"progressbar": False}
 
@@ -79,7 +79,7 @@ class Mixed:
 
     def __init__(self, model):
         self.model = model
-        self.layer = MixedLayer(model, 0.7)
+        self.layer = mixed_layer(model, 0.7)
         self.initial = self.layer.parameters[0].get_value()
         self.compiled = emf.compile(self.layer)
 
@@ -113,16 +113,13 @@ def test_laws(mixed, seed):
     np.testing.assert_allclose(log_det[0], np.linalg.slogdet((above - below) / 2e-6)[1], atol=1e-5)
 
 
+def values_of(layer):
+    return [p.get_value() for p in layer.own_parameters]
+
+
 def set_weights(layer, weight):
     """Set all weights of the prior, and leave the alternatives."""
-    (parameter,) = layer.parameters
-    raw = parameter.get_value()
-    for name, parts in layer._parts.items():
-        start = layer._places_trained[name][0]
-        for part in parts:
-            raw[start : start + part.size] = logit(weight)
-            start += 2 * part.size
-    parameter.set_value(raw)
+    store(layer.own_parameters, layer.strategy.with_weights(values_of(layer), weight))
 
 
 def test_full_weight_is_the_prior(mixed):
@@ -143,7 +140,7 @@ def test_no_weight_is_independent():
         walk = pm.GaussianRandomWalk("walk", sigma=sigma, init_dist=first, shape=4)
         pm.AR("ar", rho=[0.5, 0.2], sigma=sigma, init_dist=first, shape=5)
         pm.Normal("x", walk, sigma)
-    layer = MixedLayer(model)
+    layer = mixed_layer(model)
     set_weights(layer, 1e-15)
     noise = np.random.default_rng(1).normal(size=layer.size)
     noise = np.concatenate([noise[None], noise + 1e-3 * np.eye(layer.size)])
@@ -157,10 +154,10 @@ def test_starts_in_the_middle_of_the_prior():
         mu = pm.Normal("mu", 3.0, 1.0)
         pm.Normal("x", 2 * mu, 0.5, shape=2)
         pm.GaussianRandomWalk("walk", mu=1.0, sigma=0.5, init_dist=pm.Normal.dist(mu, 1), shape=4)
-    layer = MixedLayer(model)
+    layer = mixed_layer(model)
     value, _ = emf.compile(layer).forward(np.zeros(layer.size))
     np.testing.assert_allclose(value, [3, 6, 6, 3, 4, 5, 6], atol=1e-9)
-    weights = layer.prior_weights()
+    weights = layer.strategy.prior_weights(values_of(layer))
     assert [w.shape for w in weights["x"]] == [(2,), (2,)]
     np.testing.assert_allclose(np.concatenate([w.ravel() for w in weights["walk"]]), 0.5)
 
@@ -215,8 +212,9 @@ def test_integers_as_parameters():
         pm.Normal("ordered", 0, 1, transform=ordered, shape=3)
         pm.CustomDist("custom", 0.5, 2, dist=draw, shape=2)
         pm.MvNormal("mv", mu=[0, 0], cov=np.eye(2))
-    layer = MixedLayer(model)
-    shapes = {name: [w.shape for w in weights] for name, weights in layer.prior_weights().items()}
+    layer = mixed_layer(model)
+    weights = layer.strategy.prior_weights(values_of(layer))
+    shapes = {name: [w.shape for w in ws] for name, ws in weights.items()}
     assert shapes == {"ordered": [(1,), (1,)], "custom": [()], "mv": [(2,), (1, 1)]}
     (raw,) = layer.parameters
     raw.set_value(raw.get_value() + 0.3)

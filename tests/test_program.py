@@ -184,7 +184,8 @@ def test_bypassed_variables():
     layer = emf.StructuredLayer(model, "element")
     assert layer.bypassed == {"slope", "scale"}
     assert layer.size == 1 + 2 + 1
-    gates = layer.gates()
+    values = [p.get_value() for p in layer.own_parameters]
+    gates = layer.gates(values)
     assert gates["slope"] == 0
     np.testing.assert_allclose(gates["x"], 0.999)
     table = str(emf.describe(model))
@@ -216,6 +217,26 @@ class UnheardOfRV(RandomVariable):
     name = "unheard_of"
     signature = "()->()"
     dtype = "floatX"
+
+
+@pytest.mark.parametrize("gate", ["element", "variable"])
+def test_gates_are_those_of_the_values(gate):
+    with pm.Model() as model:
+        pm.Flat("slope")
+        pm.Normal("x", shape=(2, 3))
+        pm.Normal("y")
+    layer = emf.StructuredLayer(model, gate, gate_init=0.6)
+    (raw,) = layer.own_parameters
+    given = np.linspace(-0.05, 0.05, raw.get_value().size)
+    gates = layer.gates([given])
+    opened = 1 / (1 + np.exp(-100 * given))
+    of_x = opened[:-1].reshape((2, 3)) if gate == "element" else np.full((2, 3), opened[0])
+    np.testing.assert_allclose(gates["x"], of_x)
+    np.testing.assert_allclose(gates["y"], opened[-1])
+    assert gates["slope"] == 0
+    opened = layer.gates(layer.prior_values([given]))
+    np.testing.assert_allclose(np.append(opened["x"], opened["y"]), 0.999)
+    np.testing.assert_allclose(layer.gates([raw.get_value()])["x"], 0.6)  # which has not changed
 
 
 def test_layers_share_a_program():

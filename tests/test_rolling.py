@@ -16,7 +16,8 @@ from pytensor.scan.op import Scan
 import pymc_emf as emf
 
 from pymc_emf.engine.jax import jaxify
-from pymc_emf.layers.structured import GATE_SCALE
+from pymc_emf.layers.gates import GATE_SCALE
+from pymc_emf.layers.structured import _embedding
 from pymc_emf.model.program import Program
 from pymc_emf.rolling import Batch, Loop, Values
 from tests.helpers import UNREWRITTEN
@@ -203,9 +204,9 @@ def one_by_one(layer, flat, direction):
     image, log_dets, constrained = pt.zeros(layer.size), [], {}
     for site in program.sites:
         (rv,) = program.given([site.rv], constrained)
-        embedding = layer._embedding(site, rv)
-        if site.name in layer._places_trained:
-            raw = pt.as_tensor(layer._raw_gates)[layer._places_trained[site.name]]
+        embedding = _embedding(site, rv, True)
+        if site.name in layer.strategy.places:
+            raw = pt.as_tensor(layer.own_parameters[0])[layer.strategy.places[site.name]]
             embedding = embedding.gated(pt.sigmoid(GATE_SCALE * raw))
         piece = site.take(flat)
         out, log_det = getattr(embedding, direction)(piece)

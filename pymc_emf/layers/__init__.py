@@ -1,10 +1,10 @@
 """Layers: bijections of the whole vector."""
 
 from pymc_emf.layers.affine import Affine, LowerTriangular, LowRank
-from pymc_emf.layers.asvi import MixedLayer
 from pymc_emf.layers.autoregressive import MaskedAutoregressive
 from pymc_emf.layers.compose import Chain, Invert, Parallel
 from pymc_emf.layers.coupling import Coupling
+from pymc_emf.layers.mixing import MixedParameters, mixed_layer
 from pymc_emf.layers.mixture import MixtureOfGaussians
 from pymc_emf.layers.permutation import Permutation
 from pymc_emf.layers.presets import make_layers
@@ -19,7 +19,7 @@ __all__ = [
     "LowRank",
     "LowerTriangular",
     "MaskedAutoregressive",
-    "MixedLayer",
+    "MixedParameters",
     "MixtureOfGaussians",
     "Parallel",
     "Permutation",
@@ -27,4 +27,5 @@ __all__ = [
     "StructuredLayer",
     "describe",
     "make_layers",
+    "mixed_layer",
 ]

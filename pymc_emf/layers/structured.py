@@ -1,11 +1,13 @@
 """The structured layer: a whole model as one bijection of standard normal noise (EMF Eq. 5-8)."""
 
-from collections.abc import Iterable
+import copy
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from io import StringIO
-from typing import Literal
+from typing import Literal, final
 
 import numpy as np
 import pymc as pm
@@ -16,28 +18,20 @@ from pytensor.tensor.sharedvar import SharedVariable
 from pytensor.tensor.variable import TensorVariable
 from rich.console import Console
 from rich.table import Table
-from scipy.special import expit, logit
 
 from pymc_emf.bijections import Bijection, Identity, bijection_from_rv
 from pymc_emf.bijections.core.base import bypass_reason
 from pymc_emf.exceptions import EmbeddingError
-from pymc_emf.layers.parameters import parameter
+from pymc_emf.layers.gates import Gate, Gates
+from pymc_emf.layers.strategy import Strategy
 from pymc_emf.model.program import Program
-from pymc_emf.model.site import Site, SitePattern, leaves
+from pymc_emf.model.site import Site, leaves
 from pymc_emf.rolling import Batch, Body, Input, Loop, Result, Values, evaluate
 
 __all__ = ["StructuredLayer", "describe"]
 
-Gate = Literal["element", "variable"] | None
 
-#: The gate is sigmoid(GATE_SCALE * raw), so that optimisers of unit-sized parameters can close it
-#: (EMF A.3).
-GATE_SCALE = 100.0
-
-#: Value of a gate that is as good as open.
-OPEN = 0.999
-
-
+@final
 class StructuredLayer(Bijection):
     r"""The bijection from noise to value that a model's prior defines, gated.
 
@@ -95,29 +89,24 @@ class StructuredLayer(Bijection):
     ):
         self.check_options(gate, gate_init, embed)
         program = model if isinstance(model, Program) else Program(model)
-        self.gate = gate
-        self.embed = embed
+        self.program = program.separated(_misfits(program, embed))
+        self._embeddings = [_embedding(p.site, p.rv, embed) for p in self.program.patterns]
         self.bypassed: set[str] = set()
-        self.program = program.separated(self._misfits(program))
-        self._embeddings = [self._embedding(p.site, p.rv) for p in self.program.patterns]
-        gated: list[Site] = []
+        gated: set[str] = set()
         for pattern, embedding in zip(self.program.patterns, self._embeddings, strict=True):
+            names = [site.name for site in pattern.sites]
             if isinstance(embedding, Identity):
-                self.bypassed.update(site.name for site in pattern.sites)
+                self.bypassed.update(names)
             elif gate is not None and embedding.gateable:
-                gated += pattern.sites
-        # one vector for all, which costs far less than hundreds of parameters
-        self._places_trained: dict[str, np.ndarray] = {}
-        n_gates = 0
-        for site in sorted(gated, key=lambda site: site.noise.start):
-            n = site.size if gate == "element" else 1
-            places = np.arange(n_gates, n_gates + n)
-            self._places_trained[site.name] = np.broadcast_to(
-                places.reshape(site.shape) if gate == "element" else places[0], site.shape
-            )
-            n_gates += n
-        raw_init = np.full(n_gates, gate_parameter(gate_init))
-        self._raw_gates = parameter(raw_init, "gates") if n_gates else None
+                gated.update(names)
+        sites = [site for site in self.program.sites_in_model_order if site.name in gated]
+        self.strategy: Strategy = Gates(sites, gate, gate_init)
+
+    def trained_by(self, strategy: Strategy) -> "StructuredLayer":
+        """Return a layer of the same model, with something else trained in it."""
+        layer = copy.copy(self)
+        layer.strategy = strategy
+        return layer
 
     @staticmethod
     def check_options(gate: Gate, gate_init: float, embed: bool | Literal["strict"]) -> None:
@@ -133,56 +122,23 @@ class StructuredLayer(Bijection):
     def size(self) -> int:
         return self.program.size
 
-    def _embedding(self, site: Site, rv: TensorVariable) -> Bijection:
-        """Bijection of a site whose parents have been replaced in ``rv``."""
-        found = bijection_from_rv(rv, site.transform) if self.embed else None
-        if found is not None:
-            return found
-        if self.embed == "strict":
-            under = "" if site.transform is None else f" with the transform {site.transform}"
-            raise EmbeddingError(
-                f"The variable {site.name} ({family_name(rv)}{under}) cannot be embedded: "
-                f"{bypass_reason(rv.owner.op)}; give it another prior, register a bijection by "
-                "pymc_emf.register_bijection, or bypass the variable by embed=True."
-            )
-        return Identity()
-
-    def _misfits(self, program: Program) -> list[str]:
-        """Sites that their pattern would embed in another way than they are embedded alone.
-
-        A family may look at its constants, a bound of zero for example, and in a pattern it
-        does not see them.
-        """
-
-        def kind(site, rv):
-            embedding = self._embedding(site, rv)
-            return type(embedding), embedding.gateable
-
-        return [
-            site.name
-            for p in program.patterns
-            if p.pattern.constants_differ
-            for site in p.sites
-            if kind(site, site.rv) != kind(site, p.rv)
-        ]
-
     def _bodies(
         self, flat: TensorVariable, known: Values, direction: Literal["forward", "inverse"]
     ) -> list[Body]:
         """What is computed of each pattern: image, log|det| and, going forward, the variable."""
-        own, trained = self.program.elements(flat), self._trained_values()
+        own, trained = self.program.elements(flat), self.strategy.elements()
         bodies = []
         for p, embedding in zip(self.program.patterns, self._embeddings, strict=True):
             piece = pt.tensor("piece", dtype=flat.dtype, shape=p.site.shape)
             inputs = [Input(piece, p.places, own), *leaves(p.pattern, known)]
             bijection = embedding
-            if p.site.name in self._places_trained:
-                table = np.stack([self._places_trained[site.name] for site in p.sites])
+            if p.site.name in self.strategy.places:
+                table = np.stack([self.strategy.places[site.name] for site in p.sites])
                 own_trained = pt.tensor(
                     "trained", dtype=pytensor.config.floatX, shape=table.shape[1:]
                 )
                 inputs.append(Input(own_trained, table, trained))
-                bijection = self._with_trained(p, embedding, own_trained)
+                bijection = self.strategy.bijection(p, embedding, own_trained)
             image, log_det = getattr(bijection, direction)(piece)
             image = image.astype(flat.dtype)  # the parameters may be of higher precision
             outputs = [image, log_det]
@@ -191,19 +147,6 @@ class StructuredLayer(Bijection):
                 outputs.insert(0, x)
             bodies.append(Body(inputs, outputs, self.program.owned(p)))
         return bodies
-
-    def _trained_values(self) -> Values | None:
-        """Elements of what is trained, in which the sites find their own."""
-        if self._raw_gates is None:
-            return None
-        opened = pt.sigmoid(GATE_SCALE * pt.as_tensor(self._raw_gates))
-        return Values.of(opened, self._raw_gates.type.shape[0])
-
-    def _with_trained(
-        self, pattern: SitePattern, embedding: Bijection, trained: TensorVariable
-    ) -> Bijection:
-        """Bijection of a pattern, given a site's own part of what is trained."""
-        return embedding.gated(trained)
 
     def _collect(self, results: Iterable[Result]):
         """Put the images in the order of the flat vectors, and add up the log|det|."""
@@ -248,36 +191,73 @@ class StructuredLayer(Bijection):
     @property
     def own_parameters(self) -> list[SharedVariable]:
         """What the layer itself adds to the model."""
-        return [] if self._raw_gates is None else [self._raw_gates]
+        return self.strategy.parameters
 
     @property
     def parameters(self):
         return [*self.own_parameters, *self.program.parameters]
 
-    def prior_values(self) -> list[np.ndarray]:
-        """Values of ``own_parameters`` with which the layer is the prior, but for rounding."""
-        return [np.full(p.type.shape, gate_parameter(OPEN)) for p in self.own_parameters]
+    def prior_values(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Values of ``own_parameters`` with which the layer is the prior, but for rounding.
 
-    def gates(self) -> dict[str, np.ndarray]:
+        Parameters
+        ----------
+        values : sequence of ndarray
+            Of ``own_parameters``; what plays no part in the prior is left as it is.
+        """
+        return self.strategy.prior_values(values)
+
+    def gates(self, values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Gate of every element, in the shape of each variable's value.
 
         One where a variable is embedded without a gate, zero where it is bypassed.
+
+        Parameters
+        ----------
+        values : sequence of ndarray
+            Of ``own_parameters``.
         """
-        if self._raw_gates is not None:
-            opened = expit(GATE_SCALE * np.asarray(self._raw_gates.get_value(), dtype=float))
-        gates = {}
-        for site in self.program.sites:
-            if site.name in self._places_trained:
-                gate = opened[self._places_trained[site.name]]
-            else:
-                gate = np.asarray(0.0 if site.name in self.bypassed else 1.0)
-            gates[site.name] = np.broadcast_to(gate, site.shape)
-        return gates
+        trained = self.strategy.gates(values)
+        fixed = {
+            site.name: np.full(site.shape, 0.0 if site.name in self.bypassed else 1.0)
+            for site in self.program.sites
+        }
+        return fixed | trained
 
 
-def gate_parameter(gate: float) -> float:
-    """Raw parameter of a gate."""
-    return float(logit(gate)) / GATE_SCALE
+def _embedding(site: Site, rv: TensorVariable, embed: bool | Literal["strict"]) -> Bijection:
+    """Bijection of a site whose parents have been replaced in ``rv``."""
+    found = bijection_from_rv(rv, site.transform) if embed else None
+    if found is not None:
+        return found
+    if embed == "strict":
+        under = "" if site.transform is None else f" with the transform {site.transform}"
+        raise EmbeddingError(
+            f"The variable {site.name} ({family_name(rv)}{under}) cannot be embedded: "
+            f"{bypass_reason(rv.owner.op)}; give it another prior, register a bijection by "
+            "pymc_emf.register_bijection, or bypass the variable by embed=True."
+        )
+    return Identity()
+
+
+def _misfits(program: Program, embed: bool | Literal["strict"]) -> list[str]:
+    """Sites that their pattern would embed in another way than they are embedded alone.
+
+    A family may look at its constants, a bound of zero for example, and in a pattern it
+    does not see them.
+    """
+
+    def kind(site, rv):
+        embedding = _embedding(site, rv, embed)
+        return type(embedding), embedding.gateable
+
+    return [
+        site.name
+        for p in program.patterns
+        if p.pattern.constants_differ
+        for site in p.sites
+        if kind(site, site.rv) != kind(site, p.rv)
+    ]
 
 
 def family_name(rv: TensorVariable) -> str:
@@ -375,7 +355,7 @@ def describe(model: pm.Model) -> Description:
     for site in layer.program.sites:
         if site.name in layer.bypassed:
             embedding = f"bypassed: {bypass_reason(site.rv.owner.op)}"
-        elif site.name in layer._places_trained:
+        elif site.name in layer.strategy.places:
             embedding = "embedded"
         else:
             embedding = "embedded, not gated: bounded in value space"

@@ -550,7 +550,8 @@ class EMFApproximation(SingleGroupApproximation):
     def gates(self) -> xr.Dataset:
         """Gate of every element: 1 where the prior is embedded, 0 where it is bypassed."""
         coords, dims = coords_and_dims_for_inferencedata(self.objective.program.frozen)
-        values = self.objective.structured.gates()
+        structured = self.objective.structured
+        values = structured.gates([p.get_value() for p in structured.own_parameters])
         sites = self.objective.program.sites_in_model_order
         # a transform that drops a dimension leaves elements without the variable's coords
         named: dict[Any, Any] = {

@@ -4,7 +4,7 @@ import pymc as pm
 
 from pymc.util import RandomState
 
-from pymc_emf.layers import MixedLayer
+from pymc_emf.layers import MixedParameters, mixed_layer
 from pymc_emf.variational.inference import LEARNING_RATE, EMFApprox
 
 __all__ = ["ASVI"]
@@ -69,7 +69,7 @@ class ASVI(EMFApprox):
         prior_weight: float = 0.5,
         random_seed: RandomState = None,
     ):
-        MixedLayer.check_weight(prior_weight)
+        MixedParameters.check_options(prior_weight)
         self.prior_weight = prior_weight
         super().__init__(
             model,
@@ -84,4 +84,4 @@ class ASVI(EMFApprox):
         return {"prior_weight": self.prior_weight}
 
     def _structured_layer(self, program):
-        return MixedLayer(program, self.prior_weight)
+        return mixed_layer(program, self.prior_weight)

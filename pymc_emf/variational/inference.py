@@ -39,9 +39,9 @@ from pymc_emf.engine.run import Run
 from pymc_emf.engine.stopping import EXACT, Stopping
 from pymc_emf.exceptions import NonFiniteELBOError
 from pymc_emf.layers import StructuredLayer, make_layers
+from pymc_emf.layers.gates import Gate
 from pymc_emf.layers.parameters import store
 from pymc_emf.layers.presets import LayerSpec, check_layers
-from pymc_emf.layers.structured import Gate
 from pymc_emf.model.program import Program
 from pymc_emf.variational.approximation import EMFApproximation, make_rng
 from pymc_emf.variational.checkpoint import Checkpoint

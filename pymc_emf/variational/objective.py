@@ -398,7 +398,7 @@ class Objective:
         own = self.structured.own_parameters
         held = [p.get_value() for p in own]
         try:
-            store(own, self.structured.prior_values())
+            store(own, self.structured.prior_values(held))
             _, log_p, log_det = self.evaluate_many(noise)
         finally:
             store(own, held)

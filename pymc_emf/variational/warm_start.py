@@ -10,9 +10,9 @@ import pytensor
 
 from pymc_emf.exceptions import BadStartError
 from pymc_emf.layers import Affine, LowerTriangular, LowRank
+from pymc_emf.layers.gates import gate_parameter
 from pymc_emf.layers.parameters import store
 from pymc_emf.layers.presets import DENSE_LIMIT
-from pymc_emf.layers.structured import gate_parameter
 from pymc_emf.variational.diagnosis import average, log_ratio, standard_deviation
 from pymc_emf.variational.modes import Energy, find_modes, low_rank_normal
 from pymc_emf.variational.objective import Objective
