@@ -14,6 +14,19 @@ nox.options.sessions = ["lint", "types", "tests", "docs"]
 
 PYTHONS = ["3.12", "3.13"]
 
+#: A fit, files, a density, NUTS, numba and plots.
+SMOKE = [
+    "tests/test_eight_schools.py",
+    "tests/test_persistence.py::test_round_trip",
+    "tests/test_density.py::test_draws_follow_the_density",
+    "tests/test_density.py::test_embedded_in_another_model",
+    "tests/test_transport.py::test_moments",
+    "tests/test_transport.py::test_nutpie",
+    "tests/test_fit.py::TestFit::test_numba",
+    "tests/test_plots.py::test_losses_and_trend",
+    "tests/test_plots.py::test_prior_and_posterior",
+]
+
 
 def sync(session: nox.Session, *arguments: str) -> None:
     """Install the package and the named groups at the versions that pyproject.toml pins."""
@@ -40,6 +53,15 @@ def slow(session: nox.Session) -> None:
     """Run the tests that take minutes."""
     sync(session, "--group=test")
     session.run("pytest", "-n", "2", "-m", "slow", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def lowest(session: nox.Session) -> None:
+    """Run a short part of the tests with the lowest versions that pyproject.toml allows."""
+    tools = ["pytest>=8.3", "pytest-xdist>=3.6"]
+    session.install("--no-config", "--resolution=lowest-direct", ".[nuts,plots]", *tools)
+    # old versions among each other warn of what is deprecated
+    session.run("pytest", "-W", "default", *(session.posargs or SMOKE))
 
 
 @nox.session

@@ -21,6 +21,7 @@ from scipy.stats import norm, qmc
 import pymc_emf as emf
 
 from case_studies.problems import load, names
+from pymc_emf.variational.objective import Objective
 
 #: Draws of one step, a power of two for Sobol's sequence, and sets of them.
 DRAWS, SETS = 64, 100
@@ -45,15 +46,17 @@ KINDS = {"independent": independent, "antithetic": antithetic, "Sobol": sobol}
 
 def variances(objective, estimator: str, kind: str) -> np.ndarray:
     """Variance of each parameter's gradient over sets of draws."""
-    parameters = [jnp.asarray(p.get_value()) for p in objective.layer_parameters]
-    gates = [jnp.asarray(p.get_value()) for p in objective.structured.parameters]
-    buffers = [jnp.asarray(b.get_value()) for b in objective.buffers]
-    objective.gradient = estimator
+    values = [jnp.asarray(v.get_value()) for v in objective.variables]
+    parameters = objective.own(values, objective.layer_parameters)
+    gates = objective.own(values, objective.structured.parameters)
+    fixed = objective.fixed(values)
+    objective = Objective(objective.layers, objective.structured, estimator)
+    objective.rewrite()
 
     @jax.jit
     def gradient(noise):
         def loss(values):
-            return objective.loss([*values, *gates], buffers, (noise, []))
+            return objective.loss([*values, *gates], fixed, (noise, []))
 
         return jnp.concatenate([g.ravel() for g in jax.grad(loss)(parameters)])
 

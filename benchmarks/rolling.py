@@ -114,12 +114,13 @@ def measure(model: pm.Model, steps: int, draws: int, *, roll: bool = True) -> di
         parameters, key = state
         key, drawn = jax.random.split(key)
         loss, gradient = jax.value_and_grad(objective.loss)(
-            parameters, objective.draw(drawn, draws)
+            parameters, fixed, objective.draw(drawn, draws)
         )
         update = jax.tree.map(lambda p, g: p - 1e-6 * g, parameters, gradient)
         return (update, key), loss
 
-    parameters = [jax.numpy.asarray(p.get_value()) for p in objective.parameters]
+    values = [jax.numpy.asarray(v.get_value()) for v in objective.variables]
+    parameters, fixed = objective.trained(values), objective.fixed(values)
     _, compiled, per_step = run_fused(step, (parameters, jax.random.key(0)), steps)
     return {"rewrite": rewrite, "xla": compiled, "step": per_step}
 

@@ -1,10 +1,14 @@
 """Structured variational inference for PyMC models, by embedded-model flows."""
 
+import logging
+
 from importlib.metadata import version
 
 __version__ = version("pymc-emf")
 
 from pymc_emf.bijections import Bijection, bijection, register_bijection
+from pymc_emf.calibration.result import Calibration
+from pymc_emf.calibration.run import calibrate
 from pymc_emf.density.estimator import DensityEstimator
 from pymc_emf.engine.compile import compile_bijection as compile
 from pymc_emf.layers import (
@@ -31,12 +35,19 @@ from pymc_emf.plots import (
     plot_ranks,
     plot_truth,
 )
-from pymc_emf.variational.approximation import ELBO, EMFApproximation
+from pymc_emf.variational.approximation import EMFApproximation
 from pymc_emf.variational.asvi import ASVI
-from pymc_emf.variational.calibration import Calibration, calibrate
 from pymc_emf.variational.diagnosis import Diagnosis
-from pymc_emf.variational.inference import EMFApprox, fit
-from pymc_emf.variational.loading import load
+from pymc_emf.variational.importance import ELBO
+from pymc_emf.variational.load import load
+from pymc_emf.variational.method import EMFApprox, fit
+
+# As PyMC does: show what a fit says, unless the user has set up logging.
+_log = logging.getLogger(__name__)
+if not logging.root.handlers:
+    _log.setLevel(logging.INFO)
+    if not _log.handlers:
+        _log.addHandler(logging.StreamHandler())
 
 __all__ = [
     "ASVI",

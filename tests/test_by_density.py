@@ -18,9 +18,13 @@ from scipy.special import betainc, expit, gammainc, gammaincc, log_ndtr, ndtr
 
 import pymc_emf as emf
 
+from pymc_emf.bijections.core.affine import LocScale
+from pymc_emf.bijections.core.compose import FLIP, ComposedElementwise, Function
 from pymc_emf.bijections.families.by_density import gamma_log
+from pymc_emf.bijections.families.mixture import MixtureOf, Stacked
+from pymc_emf.bijections.numerics.quantile import Quantile
 from pymc_emf.engine.jax import jaxify
-from tests.helpers import UNREWRITTEN, Functions
+from tests.helpers import UNREWRITTEN, Functions, parametrize
 
 #: Within 6 the values must be right, within 8 finite.
 NOISE = np.array([-8.0, -7.0, -6.0, -4.5, -3.0, -1.5, -0.4, 0.3, 1.2, 2.5, 4.0, 5.0, 6.0, 7.0, 8.0])
@@ -168,6 +172,7 @@ few = settings(
 SLOW = (
     "StudentT",
     "HalfStudentT",
+    "TruncatedNormal",
     "ExGaussian",
     "Rice",
     "SkewNormal",
@@ -177,17 +182,12 @@ SLOW = (
 )
 
 
-def slowest_apart(names):
-    """Parametrise over names, some of them among the slow tests."""
-    marks = {name: [pytest.mark.slow] if name in SLOW else [] for name in names}
-    params = [pytest.param(name, marks=mark) for name, mark in marks.items()]
-    return pytest.mark.parametrize("name", params)
+EACH_FAMILY = parametrize(FAMILIES, slow=SLOW)
+#: These are log-concave as Gamma and Beta are; of their formulas the densities are compared.
+ALIKE = ("InverseGamma", "SkewStudentT", "Wald")
 
 
-EACH_FAMILY = slowest_apart(FAMILIES)
-
-
-@EACH_FAMILY
+@parametrize(FAMILIES, slow=(*SLOW, *ALIKE))
 @few
 @given(data=hs.data())
 def test_ungated_layer_is_the_prior(name, data):
@@ -254,7 +254,7 @@ def _swapped(density, parameters, x):
     return density(x, *parameters)
 
 
-@slowest_apart(BY_MPMATH)
+@parametrize(BY_MPMATH, slow=SLOW)
 def test_tails_by_arbitrary_precision(name):
     """The integral of the density below the value is Phi(noise)."""
     density, cases = BY_MPMATH[name]
@@ -299,7 +299,7 @@ def test_log_det_is_the_prior_density(name):
     np.testing.assert_allclose(actual[kept], expected[kept], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["Gamma", "SkewStudentT", "CustomDist"])
+@parametrize(["Gamma", "SkewStudentT", "Moyal", "CustomDist"], slow=(*SLOW, *ALIKE))
 def test_parameter_derivatives(name):
     """Derivatives in every parameter agree with finite differences, forward and inverse."""
     family, compiled = FAMILIES[name], functions(name)
@@ -323,10 +323,7 @@ def test_parameter_derivatives(name):
             np.testing.assert_allclose(exact_inverse[i], (up - down) / size, 1e-5, 1e-5 + rounding)
 
 
-SLOW_CUSTOM = pytest.param("CustomDist", marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("name", ["Gamma", SLOW_CUSTOM])
+@parametrize(["Gamma", "CustomDist"], slow=SLOW)
 def test_gated(name):
     family, compiled = FAMILIES[name], functions(name, gated=True)
     parameters = [1.3, 0.7, 0.9][: len(family.parameters)]
@@ -337,16 +334,14 @@ def test_gated(name):
     np.testing.assert_allclose(value[gate == 0], noise[gate == 0])
 
 
-@pytest.mark.parametrize(
-    ("name", "mode"),
-    [
-        ("Gamma", UNREWRITTEN),
-        ("Beta", "NUMBA"),
-        pytest.param("CustomDist", UNREWRITTEN, marks=pytest.mark.slow),
-    ],
-)
-def test_backends_agree(name, mode):
-    functions(name).check_backends([1.3, 0.7], NOISE, (mode,))
+@parametrize(["Gamma", "CustomDist"], slow=SLOW)
+def test_backends_agree(name):
+    functions(name).check_backends([1.3, 0.7], NOISE, UNREWRITTEN)
+
+
+@pytest.mark.slow  # numba takes a minute
+def test_numba_agrees():
+    functions("Beta").check_backends([1.3, 0.7], NOISE, "NUMBA")
 
 
 def test_second_derivatives():
@@ -370,3 +365,27 @@ def test_noise_with_more_axes_than_the_parameters(concentration):
     value, _ = gamma_log(pt.constant(concentration)).to_value(event)
     expected = np.log(st.gamma.isf(ndtr(-noise), concentration))
     np.testing.assert_allclose(jaxify([event], [value])(noise)[0], expected, rtol=1e-7)
+
+
+def _elementwise_sites():
+    """One of each way to make an elementwise map."""
+    loc, scale, shape, gate = (pt.constant(np.array(x)) for x in (0.3, 2.0, 1.5, 0.4))
+    density, quantile = gamma_log(shape), Quantile(pt.sinh, pt.arcsinh)
+    affine, arcsinh = LocScale(loc, scale), Function(pt.arcsinh, pt.sinh)
+    weights = pt.constant(np.array([0.4, 0.6]))
+    return {
+        "composed": ComposedElementwise(FLIP, density, FLIP, arcsinh, affine),
+        "mixture": MixtureOf(weights, Stacked([affine, quantile]), 2),
+        "gated density": density.gated(gate),
+        "gated quantile": quantile.gated(gate),
+    }
+
+
+@pytest.mark.parametrize("name", _elementwise_sites())
+def test_either_direction_returns_its_own_derivatives(name):
+    site, event = _elementwise_sites()[name], pt.dvector("event")
+    at = np.array([-1.2, -0.1, 0.4])
+    for direction in (site.to_value, site.to_noise):
+        function = jaxify([event], direction(event))
+        slope = np.diag(jax.jacfwd(function)(at)[0])
+        np.testing.assert_allclose(function(at)[1], np.log(slope), rtol=1e-6, atol=1e-6)

@@ -2,6 +2,9 @@
 
 import logging
 
+from dataclasses import replace
+
+import jax
 import numpy as np
 import pymc as pm
 import pytest
@@ -12,8 +15,14 @@ from scipy.stats import kstest
 
 import pymc_emf as emf
 
-from pymc_emf.variational import calibration
-from pymc_emf.variational.calibration import Calibration
+from pymc_emf.calibration import fitter as fitter_module
+from pymc_emf.calibration.fitter import Fitter
+from pymc_emf.calibration.result import Calibration
+from pymc_emf.engine.stopping import Stopping
+from pymc_emf.model.program import Program
+from pymc_emf.variational.draws import Draws
+from pymc_emf.variational.options import FitOptions, Options
+from pymc_emf.variational.prepare import prepare
 
 
 def conjugate(scale=2.0):
@@ -51,33 +60,44 @@ def test_ranks_of_exact_fits(calibrated):
     assert found.errors == {}
 
 
-def test_every_fit_is_of_its_own_data(calibrated):
+def fitter(**options):
+    ask = FitOptions(300, progressbar=False)
+    program = Program(conjugate(), data_may_change=True)
+    prepared = prepare(program, Options(layers="full_rank", **options), np.random.default_rng(0))
+    return Fitter(prepared, ask, 1000, 1)
+
+
+def test_every_fit_is_of_its_own_data():
     """The posterior mean of a conjugate model follows the simulated data."""
-    model = conjugate()
-    fitter = calibration._Fitter(model, emf.EMFApprox(layers="full_rank"), 300, 1000, 1, {})
-    rng = np.random.default_rng(2)
+    fits, rng = fitter(), np.random.default_rng(2)
     for i in range(2):
-        y, count = rng.normal(3.0 * i, 1.0, size=(1, 2, 5)), np.full((1, 5), 1 + 3 * i)
-        fitter.rank(0, {"mu": np.zeros((1, 2)), "rate": np.ones(1), "y": y, "count": count})
-        draws = fitter.method.approx.sample(4000, random_seed=1).posterior
+        data = {"y": rng.normal(3.0 * i, 1.0, size=(2, 5)), "count": np.full(5, 1 + 3 * i)}
+        values, _ = fits.fit(data, np.random.default_rng(0))
+        draws = Draws(fits.prepared.objective).posterior(values, 4000, rng)
         precision = 5 + 1 / 4
-        np.testing.assert_allclose(
-            draws["mu"].mean(("chain", "draw")), y[0].sum(axis=1) / precision, atol=0.05
-        )
-        # and what the result holds beside the draws is that data, too
-        tree = fitter.method.approx.sample(1)
-        np.testing.assert_array_equal(tree["observed_data"]["y"], y[0])
+        expected = data["y"].sum(axis=1) / precision
+        np.testing.assert_allclose(draws["mu"].mean(axis=0), expected, atol=0.05)
 
 
-def test_nothing_is_compiled_again(monkeypatch):
+def test_nothing_is_compiled_again():
+    fits, rng = fitter(), np.random.default_rng(2)
     compiled = []
-    original = emf.variational.inference.compile_chunk
-    monkeypatch.setattr(
-        "pymc_emf.variational.inference.compile_chunk",
-        lambda *args, **kwargs: compiled.append(1) or original(*args, **kwargs),
-    )
-    calibrate(simulations=3)
-    assert len(compiled) == 1
+
+    def listen(event, duration, **kwargs):
+        if "jaxpr_to_mlir_module" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        counts = []
+        for _ in range(3):
+            data = {"y": rng.normal(size=(2, 5)), "count": np.arange(5)}
+            fits.fit(data, np.random.default_rng(0))
+            counts.append(len(compiled))
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert counts[0] > 3
+    assert counts[1] == counts[2] == counts[0]
 
 
 def test_narrow_and_shifted_draws_are_seen():
@@ -120,34 +140,34 @@ def test_representations(calibrated):
 
 
 def test_resumed(calibrated, tmp_path, monkeypatch):
+    """After Ctrl-C in the middle of a fit, which is not ranked, nor is any after it."""
     path = tmp_path / "ranks"
-    original = calibration._Fitter.rank
-    n_ranked = []
+    original, n_ranked, stop = fitter_module.maximise_elbo, [], 5
 
-    def rank(self, i, simulated):
-        if i == stop:
-            raise KeyboardInterrupt
-        n_ranked.append(i)
-        return original(self, i, simulated)
+    def maximise_elbo(prepared, steps, run, ask):
+        if len(n_ranked) == stop:
+            return replace(original(prepared, steps, run, ask), stopping=Stopping("interrupted", 9))
+        n_ranked.append(run.n)
+        return original(prepared, steps, run, ask)
 
-    monkeypatch.setattr(calibration._Fitter, "rank", rank)
-    stop = 5
+    monkeypatch.setattr(fitter_module, "maximise_elbo", maximise_elbo)
     partial = calibrate(simulations=8, checkpoint=path)
     assert partial.simulations == 5
+    assert len(partial.pareto_k) == 5
     stop = None
     whole = calibrate(simulations=8, checkpoint=path)
-    assert n_ranked == list(range(8))
+    assert len(n_ranked) == 8
     xr.testing.assert_equal(whole.ranks, calibrated.ranks.isel(simulation=slice(8)))
     # more simulations go on from there, fewer are a part; without a seed, the file's is taken
     calibrate(simulations=9, checkpoint=path, random_seed=None)
-    assert n_ranked == list(range(9))
+    assert len(n_ranked) == 9
     assert calibrate(simulations=4, checkpoint=path).simulations == 4
 
     content = path.read_bytes()
     for options, message in (
         ({"n": 400}, r"another n \(300, and here 400\)"),
         ({"random_seed": 3}, "another random_seed;"),
-        ({"model": conjugate(3.0)}, "is of another model: it simulates other data"),
+        ({"model": conjugate(3.0)}, "is of another model"),
         ({"layers": "mean_field"}, "another layers"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -156,6 +176,17 @@ def test_resumed(calibrated, tmp_path, monkeypatch):
     path.write_bytes(content[:-50])
     with pytest.raises(ValueError, match="damaged"):
         calibrate(simulations=9, checkpoint=path)
+
+
+def test_a_dim_of_the_name_of_our_axis():
+    with pm.Model(coords={"simulation": ["a", "b"]}) as model:
+        mu = pm.Normal("mu", dims="simulation")
+        pm.Normal("y", mu, 1.0, observed=[0.0, 1.0], dims="simulation")
+    found = calibrate(model, simulations=11)
+    assert dict(found.ranks.sizes) == {"simulation_": 11, "simulation": 2}
+    assert found.simulations == 11
+    assert found.p_values["mu"].dims == ("simulation",)
+    assert found.to_datatree()["prior_sbc"]["mu"].sizes["draw"] == 11
 
 
 @pytest.mark.filterwarnings("ignore:Numba will use object mode")  # the function that draws
@@ -179,10 +210,11 @@ def test_fits_that_fail_are_told(monkeypatch, caplog):
 
 
 def test_asvi_and_quiet(caplog):
+    before = logging.getLogger("pymc_emf").level
     found = calibrate(simulations=2, layers="iaf", method=None, n=50)
     assert found.simulations == 2
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
-    assert logging.getLogger("pymc_emf").level == logging.NOTSET
+    assert logging.getLogger("pymc_emf").level == before
     found = emf.calibrate(conjugate(), 2, n=50, method=emf.ASVI(), progressbar=False)
     assert found.simulations == 2
 
@@ -243,9 +275,6 @@ def test_bad_arguments(tmp_path):
         calibrate(backend="numba")
     with pytest.raises(TypeError, match="Give layers to the method"):
         calibrate(method=emf.EMFApprox())
-    method = emf.EMFApprox(conjugate())
-    with pytest.raises(ValueError, match="has been used already"):
-        emf.calibrate(conjugate(), 1, method=method)
     with pytest.raises(FileNotFoundError, match="no folder"):
         calibrate(checkpoint=tmp_path / "nowhere" / "file")
 

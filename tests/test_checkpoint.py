@@ -35,7 +35,7 @@ def method(model=None, **options):
 
 
 def fit(path, method=None, n=600, **options):
-    given = {"every": 100, "progressbar": False} | options
+    given = {"checkpoint_every": 100, "progressbar": False} | options
     return (method or globals()["method"]()).fit(n, checkpoint=path, **given)
 
 
@@ -48,6 +48,7 @@ def dies_after(step, error=Stop):
         if i == step:
             raise error
 
+    callback.every = step
     return callback
 
 
@@ -94,7 +95,7 @@ def test_resumed_is_uninterrupted(whole, path):
     resumed = method()
     steps = []
     fit(path, resumed, callbacks=[lambda approx, losses, i: steps.append((len(losses), i))])
-    assert steps == [(400, 400), (500, 500), (600, 600)]
+    assert steps == [(i, i) for i in range(360, 601, 60)]
     np.testing.assert_equal(snapshot(resumed.approx), whole[0])
     # what comes after is the same, too
     resumed.refine(200, progressbar=False)
@@ -110,7 +111,9 @@ def test_resumed_refinement(whole, path, tmp_path):
         fitted = method()
         fit(path, fitted)
         fitted.approx.sample(10)  # as in the other script
-        fitted.refine(200, checkpoint=tmp_path / "refined", every=100, progressbar=False, **options)
+        fitted.refine(
+            200, checkpoint=tmp_path / "refined", checkpoint_every=100, progressbar=False, **options
+        )
         return snapshot(fitted.approx)
 
     with pytest.raises(Stop):
@@ -123,7 +126,7 @@ def test_resumed_refinement(whole, path, tmp_path):
 def test_interrupted_and_stopped(whole, tmp_path):
     path = tmp_path / "interrupted"
     # more often than it is written, since nothing should be lost that need not be
-    approx = fit(path, every=1000, callbacks=[dies_after(200, KeyboardInterrupt)])
+    approx = fit(path, checkpoint_every=1000, callbacks=[dies_after(200, KeyboardInterrupt)])
     assert approx.stopping == ("interrupted", 200)
     np.testing.assert_equal(snapshot(fit(path)), whole[0])
 
@@ -133,6 +136,7 @@ def test_interrupted_and_stopped(whole, tmp_path):
     np.testing.assert_equal(snapshot(fit(path)), first)
 
 
+@pytest.mark.slow  # six fits of thousands of steps, each compiled anew
 def test_other_settings_of_the_loop(tmp_path):
     """Tolerance, clipping, an optimiser with a random stream of its own."""
     options = {"tol": 0.5, "n": 4000, "total_grad_norm_constraint": 10.0}
@@ -161,7 +165,7 @@ def test_other_methods_through_pymc(tmp_path):
                 method=emf.ASVI(random_seed=1),
                 progressbar=False,
                 checkpoint=tmp_path / "fit",
-                every=100,
+                checkpoint_every=100,
                 **options,
             )
 
@@ -177,13 +181,16 @@ def test_other_methods_through_pymc(tmp_path):
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (schools(scale=6.0), {}, "of another model or of other data"),
+        (schools(scale=6.0), {}, "of another model"),
         (schools(data=(28.0, 8.0, -3.001)), {}, "of another model or of other data"),
         (schools(shape=4), {}, r"theta has shape and transform \[3\], none in the file"),
         (schools(), {"n": 700}, r"another n \(600, and here 700\)"),
         (schools(), {"obj_n_mc": 20}, r"another obj_n_mc \(50, and here 20\)"),
         (schools(), {"tol": 0.1}, r"another tol \(None, and here 0.1\)"),
         (schools(), {"random_seed": 2}, "another random_seed;"),
+        (schools(), {"start": {"mu": 1.0}}, r"another start \(None, and here"),
+        (schools(), {"score": False}, r"another score \(True, and here False\)"),
+        (schools(), {"devices": jax.devices()[:1]}, r"another devices \(None, and here 1\)"),
         (schools(), {"gate": "variable"}, r"another gate \(element, and here variable\)"),
         (schools(), {"layers": ["affine"]}, "other layers|another layers"),
         (schools(), {"obj_optimizer": optax.adam(0.01)}, "another obj_optimizer"),
@@ -191,17 +198,31 @@ def test_other_methods_through_pymc(tmp_path):
 )
 def test_another_fit_is_refused(path, model, options, message):
     content = path.read_bytes()
-    of_method = {k: options.pop(k) for k in ("random_seed", "gate", "layers") if k in options}
+    options = dict(options)
+    names = ("random_seed", "gate", "layers", "start")
+    of_method = {k: options.pop(k) for k in names if k in options}
     fitted = method(model, **of_method)
-    before = [v.get_value() for v in fitted.approx.objective.variables]
+    before = fitted.approx.values
     with pytest.raises(ValueError, match=message):
         fit(path, fitted, **options)
     assert path.read_bytes() == content
     # the method is as if it had not been used
-    assert not fitted._prepared
-    fresh = method(model, **of_method)
-    for variable, value in zip(fresh.approx.objective.variables, before, strict=True):
-        np.testing.assert_array_equal(variable.get_value(), value)
+    np.testing.assert_equal(fitted.approx.values, before)
+    assert fitted.approx.stopping is None
+    with pytest.raises(TypeError, match="Need to call"):
+        fitted.refine(1)
+
+
+def test_a_file_of_the_first_format(whole, tmp_path):
+    path = Path(copy(Path(__file__).parent / "data" / "format1_checkpoint.npz", tmp_path / "fit"))
+    resumed = fit(path)
+    assert resumed.stopping == ("steps", 600)
+    np.testing.assert_allclose(resumed.hist, whole[0]["hist"], rtol=1e-6)
+    with pytest.raises(ValueError, match="of another model"):
+        fit(
+            copy(Path(__file__).parent / "data" / "format1_checkpoint.npz", tmp_path / "other"),
+            method(schools(scale=6.0)),
+        )
 
 
 def test_without_a_seed_any_is_taken_up(path):
@@ -261,8 +282,8 @@ def test_altered_files_are_refused(path):
 def test_bad_arguments(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no folder"):
         fit(tmp_path / "nowhere" / "fit")
-    with pytest.raises(ValueError, match="every must be a positive integer"):
-        fit(tmp_path / "fit", every=0)
+    with pytest.raises(ValueError, match="checkpoint_every must be a positive integer"):
+        fit(tmp_path / "fit", checkpoint_every=0)
     with pytest.raises(TypeError, match="checkpoint needs the JAX engine"):
         fit(tmp_path / "fit", backend="numba")
 

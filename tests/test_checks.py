@@ -18,8 +18,8 @@ from scipy.stats import multivariate_normal, norm
 
 import pymc_emf as emf
 
-from pymc_emf.variational.checks import moments_in_doubt, warn_if_poor
-from pymc_emf.variational.diagnosis import (
+from pymc_emf.variational.check import moments_in_doubt, warn_if_poor
+from pymc_emf.variational.importance import (
     MIN_DRAWS,
     average,
     convergence_rate,
@@ -265,10 +265,12 @@ def test_prior_weights_are_the_likelihood(rough):
     noise = np.random.default_rng(0).normal(size=(5, 2))
     X, y = regression()
     expected = [norm.logpdf(y, X @ beta).sum() for beta in noise]  # the prior is standard normal
-    np.testing.assert_allclose(approx.objective.prior_log_weights(noise), expected, rtol=1e-3)
+    np.testing.assert_allclose(
+        approx.objective.prior_log_weights(approx.values, noise), expected, rtol=1e-3
+    )
     xr.testing.assert_equal(approx.gates, gates)
     asvi = emf.ASVI(approx.model, prior_weight=0.3).approx
-    found = asvi.objective.prior_log_weights(noise)
+    found = asvi.objective.prior_log_weights(asvi.values, noise)
     np.testing.assert_allclose(found, expected, rtol=1e-2)
 
 
@@ -401,7 +403,7 @@ def test_draws_after_a_minibatch_fit():
 
 def test_poor_resampling_warns(rough, caplog, monkeypatch):
     approx, *_ = rough
-    monkeypatch.setattr("pymc_emf.variational.approximation.HOPELESS_PARETO_K", -np.inf)
+    monkeypatch.setattr("pymc_emf.variational.draws.HOPELESS_PARETO_K", -np.inf)
     approx.sample(10, importance=True)
     assert "cannot mend" in caplog.text
     with pytest.raises(TypeError, match="needs return_inferencedata"):

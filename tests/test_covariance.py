@@ -46,7 +46,12 @@ def test_laws(name, simple):
     # the covariance's gate acts in its natural coordinates
     family.check_gated(identity=not isinstance(family.site, CholeskyCovariance))
     if name in ("LKJCorr", "LKJCholeskyCov", "Wishart batch"):
-        family.check_backends(numba=name == "LKJCorr")
+        family.check_backends()
+
+
+@pytest.mark.slow  # numba takes minutes
+def test_numba_agrees(simple):
+    Family(DISTS["LKJCorr"]()).check_backends("NUMBA")
 
 
 PARAMETRIC = {

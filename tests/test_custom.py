@@ -11,6 +11,7 @@ from pymc.distributions import transforms
 
 from pymc_emf.bijections import bijection_from_rv
 from pymc_emf.bijections.core.elementwise import Elementwise
+from tests.helpers import parametrize
 from tests.laws import Family, custom, parametric
 
 
@@ -117,8 +118,6 @@ DISTS = {
 #: A function of a whole vector is gated inside: a closed gate leaves the function.
 GATED_INSIDE = ("sinh of MvNormal",)
 
-SLOW_TO_TRUST = ("decreasing", "stacked")
-
 #: Root finding takes Python half a minute.
 ROOT_FINDING = (
     "decreasing",
@@ -154,7 +153,12 @@ def test_gated_bijection(name):
 
 @pytest.mark.parametrize("name", [name for name in DISTS if name not in ROOT_FINDING])
 def test_backends_agree(name):
-    family(name).check_backends(numba=name in SLOW_TO_TRUST)
+    family(name).check_backends()
+
+
+@parametrize(DISTS, quick=[])  # numba takes up to half a minute
+def test_numba_agrees(name):
+    family(name).check_backends("NUMBA")
 
 
 PARAMETRIC = {

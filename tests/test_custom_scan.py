@@ -14,6 +14,7 @@ from pymc.pytensorf import collect_default_updates
 import pymc_emf as emf
 
 from pymc_emf.bijections import bijection_from_rv
+from tests.helpers import parametrize
 from tests.laws import Family, custom, parametric
 
 # PyTensor would rather have the generator passed on than its updates returned, PyMC's docs not yet
@@ -111,8 +112,6 @@ DISTS = {
     "scan of a function": lambda: custom(exponentiated, 0.5, ndim_supp=1, transform=transforms.log),
 }
 
-SLOW_TO_TRUST = ("scan of second order", "scan with a state")
-
 #: Root finding takes Python half a minute.
 ROOT_FINDING = ("scan with inputs", "scan batch", "scan without memory", "scan of a function")
 
@@ -136,7 +135,12 @@ def test_gated_bijection(name):
 
 @pytest.mark.parametrize("name", [name for name in DISTS if name not in ROOT_FINDING])
 def test_backends_agree(name):
-    family(name).check_backends(numba=name in SLOW_TO_TRUST)
+    family(name).check_backends()
+
+
+@parametrize(DISTS, quick=[])  # numba takes up to half a minute
+def test_numba_agrees(name):
+    family(name).check_backends("NUMBA")
 
 
 @pytest.mark.parametrize("dist", [second_order, volatility])

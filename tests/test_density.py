@@ -2,23 +2,30 @@
 
 import logging
 
+from pathlib import Path
+
 import numpy as np
 import optax
 import pymc as pm
 import pytest
 import xarray as xr
 
+from pymc.distributions.distribution import _support_point
+from pymc.logprob.abstract import _logprob
 from pytensor.compile.mode import Mode
 from scipy import stats
 
 import pymc_emf as emf
 
-from pymc_emf.density.estimator import FORMAT, VERSION
+from pymc_emf.bijections.core.base import _build
 from pymc_emf.engine.storage import read_arrays, write_arrays
 from pymc_emf.exceptions import NonFiniteLossError
+from pymc_emf.variational.files import FORMAT, VERSION
 
 #: Compiles at once, where numba takes minutes for both densities and their gradients.
 PYTHON = Mode(linker="py", optimizer="fast_compile")
+
+DATA = Path(__file__).parent / "data"
 
 MEAN, COV = np.array([3.0, -50.0]), np.array([[1.0, 6.0], [6.0, 100.0]])
 
@@ -127,6 +134,21 @@ def test_draws_of_a_model_are_labelled(walk):
     np.testing.assert_array_equal(estimator.log_prob(transposed), estimator.log_prob(drawn))
 
 
+def test_a_model_with_a_dim_of_our_axis_name():
+    with pm.Model(coords={"sample": ["a", "b", "c"], "sample_": [0]}) as model:
+        pm.Normal("x", 0.0, emf.parameter("scale", 1.0, positive=True), dims="sample")
+    X = np.random.default_rng(0).normal(size=(50, 3))
+    estimator = emf.DensityEstimator(emf.StructuredLayer(model, gate=None), random_seed=1)
+    estimator.fit({"x": X}, n=5, progressbar=False)
+    drawn = estimator.sample(4)
+    assert drawn["x"].dims == ("sample__", "sample")
+    assert list(drawn["sample"]) == ["a", "b", "c"]
+    np.testing.assert_array_equal(estimator.log_prob(drawn), estimator.log_prob(drawn["x"].values))
+    transposed = drawn.transpose("sample", "sample__")
+    np.testing.assert_array_equal(estimator.log_prob(transposed), estimator.log_prob(drawn))
+    estimator.fit(transposed, n=5, validation=None, progressbar=False)
+
+
 def test_two_models_side_by_side():
     def half_normal(name, scale):
         with pm.Model() as model:
@@ -171,9 +193,9 @@ def test_same_seed_same_fit():
 def test_a_second_fit_continues_and_compiles_nothing():
     X = normal_data(300)
     estimator = emf.DensityEstimator("mean_field", random_seed=5).fit(X, n=100, progressbar=False)
-    _, chunk = estimator._loop
+    _, _, chunk = estimator._loop
     assert estimator.fit(X, n=150, progressbar=False) is estimator
-    assert estimator._loop[1] is chunk
+    assert estimator._loop[2] is chunk
     assert estimator.hist.shape == (250,)
     assert list(estimator.validation[:, 0]) == [100, 200, 250]
 
@@ -372,7 +394,7 @@ def test_files_that_are_refused(fitted, tmp_path):
     with pytest.raises(ValueError, match="of other layers"):
         emf.DensityEstimator([net, mixture]).load(path)
     swapped = emf.DensityEstimator([net, emf.Permutation([0, 1]), emf.MixtureOfGaussians(2, 5)])
-    with pytest.raises(ValueError, match="do something else"):
+    with pytest.raises(ValueError, match="its Permutation has another order"):
         swapped.load(path)
     unbound = emf.DensityEstimator("mean_field")
     with pytest.raises(ValueError, match="of other layers"):
@@ -388,6 +410,29 @@ def test_files_that_are_refused(fitted, tmp_path):
     assert header["format"] == FORMAT
     with pytest.raises(FileNotFoundError):
         other.load(tmp_path / "nothing")
+
+
+def test_numbers_inside_of_a_model_are_part_of_a_file(tmp_path):
+    """They show in neither names nor shapes, but in the density."""
+
+    def estimator(scale):
+        with pm.Model() as model:
+            pm.Normal("x", 0.0, scale, shape=2)
+        return emf.DensityEstimator([emf.Affine(2), emf.StructuredLayer(model)])
+
+    X = np.random.default_rng(0).normal(size=(50, 2))
+    estimator(1.0).fit(X, n=20, progressbar=False).save(tmp_path / "density")
+    with pytest.raises(ValueError, match="layers that do something else"):
+        estimator(2.0).load(tmp_path / "density")
+    assert len(estimator(1.0).load(tmp_path / "density").hist) == 20
+
+
+def test_files_of_the_first_format():
+    estimator = emf.DensityEstimator(small_flow(seed=9)).load(DATA / "format1_density.npz")
+    X = np.random.default_rng(1).normal(size=(200, 2))
+    expected = np.load(DATA / "format1_density_log_prob.npy")
+    np.testing.assert_allclose(estimator.log_prob(X[:5]), expected, rtol=1e-6)
+    assert len(estimator.hist) == 50
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
@@ -473,6 +518,36 @@ def test_embedded_in_another_model(fitted):
     value, log_det = layer.forward(noise)
     exact = stats.norm.logpdf(noise).sum(axis=1) - log_det
     np.testing.assert_allclose(fitted.log_prob(value), exact, rtol=1e-6)
+
+
+@pytest.mark.parametrize("of_a_loop", [False, True])
+def test_several_variables_of_one_density(of_a_loop):
+    flow = emf.MaskedAutoregressive(2, hidden=(4,), random_seed=1)
+    estimator = emf.DensityEstimator(flow if of_a_loop else emf.Invert(flow), random_seed=1)
+    estimator.fit(normal_data(200) / 50, n=100, validation=None, progressbar=False)
+    dist = estimator.as_dist()
+    with pm.Model() as model:
+        for i in range(3):
+            dist(f"theta_{i}", initval=[0.1, 0.2 * i])
+    assert model.initial_point()["theta_2"] == pytest.approx([0.1, 0.4])
+    noise = np.random.default_rng(0).normal(size=(4, 6))
+    value, log_det = emf.compile(emf.StructuredLayer(model)).forward(noise)
+    exact = stats.norm.logpdf(noise).sum(axis=1) - log_det
+    of_events = estimator.log_prob(value.reshape(12, 2)).reshape(4, 3)
+    np.testing.assert_allclose(of_events.sum(axis=1), exact, rtol=1e-6)
+
+
+def test_many_variables_fill_no_registry(fitted):
+    dist = fitted.as_dist()
+    registries = [_logprob.registry, _support_point.registry, _build.registry]
+    dist.dist()
+    before = [len(registry) for registry in registries]
+    with pm.Model():
+        for i in range(5):
+            dist(f"theta_{i}")
+        dist("y", observed=np.zeros((3, 2)))
+    dist.dist(shape=(4, 2))
+    assert [len(registry) for registry in registries] == before
 
 
 @pytest.mark.slow

@@ -85,7 +85,8 @@ def test_densities_have_the_moments(exact, index):
     np.testing.assert_allclose((x - mean) ** 2 @ density * step, sd**2, rtol=1e-4)
 
 
-def test_script(tmp_path, capsys):
+@pytest.mark.slow  # four fits, and NUTS
+def test_script(tmp_path, capsys, compiled_by_numba):
     pytest.importorskip("matplotlib")
     out, picture = tmp_path / "results", tmp_path / "docs" / "picture.png"
     main(["--steps", "200", "--draws", "10", "--out", str(out), "--picture", str(picture)])

@@ -1,7 +1,10 @@
 """Flow layers: each under the same property tests."""
 
+import json
+
 import numpy as np
 import pytensor
+import pytensor.tensor as pt
 import pytest
 
 from hypothesis import given, settings
@@ -11,48 +14,19 @@ from scipy import stats
 import pymc_emf as emf
 
 from pymc_emf.layers.autoregressive import made_masks
-from pymc_emf.layers.presets import PRESETS, make_layers
-from tests.helpers import UNREWRITTEN, Functions
-
-SIZE = 5
-
-
-def masked(**kwargs):
-    options = {"hidden": (8, 8), "random_seed": 0, "dtype": "float64"} | kwargs
-    return emf.MaskedAutoregressive(SIZE, **options)
-
-
-def low_rank():
-    layer = emf.LowRank(SIZE, rank=3)
-    directions, _ = np.linalg.qr(np.random.default_rng(3).normal(size=(SIZE, 2)))
-    coefficients = np.linspace(-0.5, 1.0, SIZE)
-    scales = np.arange(1.0, SIZE + 1)
-    layer.set(np.arange(SIZE), scales, coefficients, directions, np.array([0.2, 3.0]))
-    return layer
-
-
-LAYERS = {
-    "Affine": lambda: emf.Affine(SIZE),
-    "LowRank": low_rank,
-    "LowerTriangular": lambda: emf.LowerTriangular(SIZE),
-    "MaskedAutoregressive": masked,
-    "MaskedAutoregressive reversed": lambda: masked(reverse=True),
-    "MaskedAutoregressive one hidden": lambda: masked(hidden=(4,)),
-    "Coupling": lambda: emf.Coupling(SIZE, [3, 1], hidden=(8,), dtype="float64", random_seed=0),
-    "Permutation": lambda: emf.Permutation([3, 1, 4, 0, 2]),
-    "Spline": lambda: emf.Spline(SIZE, bound=2.0, knots=5),
-    "Invert": lambda: emf.Invert(masked()),
-    "MixtureOfGaussians": lambda: emf.MixtureOfGaussians(SIZE, 3, loc_range=2.0),
-    "Chain": lambda: emf.Chain([masked(), emf.Permutation([1, 0, 2, 4, 3]), emf.Affine(SIZE)]),
-    "Parallel": lambda: emf.Parallel([emf.LowerTriangular(2), emf.Affine(3)], [2, 3]),
-}
-
-
-def perturb(layer, seed=1, scale=0.5):
-    rng = np.random.default_rng(seed)
-    for parameter in layer.parameters:
-        value = parameter.get_value()
-        parameter.set_value((value + scale * rng.normal(size=value.shape)).astype(value.dtype))
+from pymc_emf.layers.base import hyperparameters_of
+from pymc_emf.layers.parameters import store
+from pymc_emf.layers.presets import PRESETS, check_layers, make_layers
+from tests.helpers import UNREWRITTEN, Functions, parametrize
+from tests.layer_examples import (
+    FRAMED,
+    LAYERS,
+    SIZE,
+    cholesky,
+    low_rank_spread,
+    masked,
+    perturb,
+)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -65,23 +39,30 @@ def test_laws(name):
         compiled.check_laws(values, 2 * np.random.default_rng(seed).normal(size=SIZE))
 
 
-# of a mixture the tests of families compare the backends; numba takes a minute for it
-@pytest.mark.parametrize("name", [name for name in LAYERS if name != "MixtureOfGaussians"])
-def test_backends_agree(name):
+def check_backends(name, mode):
     layer = LAYERS[name]()
     perturb(layer)
     noise = np.random.default_rng(0).normal(size=SIZE)
     value, log_det = emf.compile(layer).forward(noise)
-    event = Functions(layer, layer.parameters, (SIZE,)).event
+    event = pt.vector("event", shape=(SIZE,))
     for direction, argument, wanted in (
         ("forward", noise, (value, log_det)),
         ("inverse", value, (noise, -log_det)),
     ):
-        for mode in (UNREWRITTEN, "NUMBA"):
-            outputs = list(getattr(layer, direction)(event))
-            function = pytensor.function([event], outputs, mode=mode)
-            for actual, expected in zip(function(argument), wanted, strict=True):
-                np.testing.assert_allclose(actual, expected, atol=1e-9)
+        outputs = list(getattr(layer, direction)(event))
+        function = pytensor.function([event], outputs, mode=mode)
+        for actual, expected in zip(function(argument), wanted, strict=True):
+            np.testing.assert_allclose(actual, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_backends_agree(name):
+    check_backends(name, UNREWRITTEN)
+
+
+@parametrize(LAYERS, quick=["Affine"])  # numba takes up to a minute
+def test_numba_agrees(name):
+    check_backends(name, "NUMBA")
 
 
 @pytest.mark.parametrize(
@@ -117,61 +98,101 @@ def test_masks_reach_every_element():
     assert reach.any(0)[4:254].all()
 
 
-@pytest.mark.parametrize("kind", [emf.Affine, emf.LowerTriangular])
-def test_set(kind):
-    cholesky = np.tril(np.random.default_rng(0).normal(size=(SIZE, SIZE)))
-    cholesky[np.diag_indices(SIZE)] = np.arange(1.0, SIZE + 1)
-    loc = np.arange(SIZE) - 2.0
-    layer = kind(SIZE)
-    layer.set(loc, cholesky)
-    compiled = emf.compile(layer)
-    np.testing.assert_allclose(compiled.forward(np.zeros(SIZE))[0], loc)
+def map_of(layer, values=None):
+    """Both directions at some values of the variables, by default their own."""
+    if values is not None:
+        store(layer.variables, values)
+    return emf.compile(layer)
+
+
+@pytest.mark.parametrize("name", ["Affine framed", "LowerTriangular framed"])
+def test_frame(name):
+    compiled, factor = emf.compile(LAYERS[name]()), cholesky()
+    loc, _ = compiled.forward(np.zeros(SIZE))
+    np.testing.assert_allclose(loc, np.arange(SIZE) - 2.0)
     matrix = compiled.forward(np.eye(SIZE))[0].T - loc[:, None]
-    if kind is emf.LowerTriangular:
-        np.testing.assert_allclose(matrix, cholesky)
+    if name == "LowerTriangular framed":
+        np.testing.assert_allclose(matrix, factor)
     else:
-        precision = np.linalg.inv(cholesky @ cholesky.T)
+        precision = np.linalg.inv(factor @ factor.T)
         np.testing.assert_allclose(matrix, np.diag(np.diag(precision) ** -0.5), atol=1e-12)
 
 
-def test_low_rank_covariance():
-    compiled = emf.compile(low_rank())
+def test_low_rank_frame():
+    compiled = emf.compile(LAYERS["LowRank"]())
     loc, _ = compiled.forward(np.zeros(SIZE))
     matrix = compiled.forward(np.eye(SIZE))[0].T - loc[:, None]
-    np.testing.assert_allclose(loc, np.arange(SIZE), atol=1e-12)
-    directions, _ = np.linalg.qr(np.random.default_rng(3).normal(size=(SIZE, 2)))
-    inner = np.eye(SIZE) + directions @ np.diag([0.2 - 1, 3.0 - 1]) @ directions.T
-    recursion = np.eye(SIZE) - np.diag(np.linspace(-0.5, 1.0, SIZE)[1:], k=-1)
-    expected = np.linalg.solve(recursion, np.diag(np.arange(1.0, SIZE + 1)) @ inner)
+    np.testing.assert_allclose(loc, np.arange(SIZE) - 2.0, atol=1e-12)
+    scales, coefficients, directions, stretch = low_rank_spread()
+    inner = np.eye(SIZE) + directions @ np.diag(stretch - 1) @ directions.T
+    recursion = np.eye(SIZE) - np.diag(coefficients[1:], k=-1)
+    expected = np.linalg.solve(recursion, np.diag(scales) @ inner)
     np.testing.assert_allclose(matrix, expected, atol=1e-12)
 
 
-def test_reframing_low_rank_keeps_the_map():
-    layer = low_rank()
-    perturb(layer)
-    compiled = emf.compile(layer)
+@pytest.mark.parametrize("name", FRAMED)
+def test_reframe_keeps_the_map(name):
+    layer = perturb(LAYERS[name]())
+    values = [v.get_value() for v in layer.variables]
+    held = [value.copy() for value in values]
     noise = np.random.default_rng(1).normal(size=(5, SIZE))
-    before = compiled.forward(noise)
-    layer.reframe()
-    assert not layer.loc.get_value().any()
-    for old, new in zip(before, compiled.forward(noise), strict=True):
+    before = emf.compile(layer).forward(noise)
+    moved = layer.reframe(values)
+    np.testing.assert_equal(values, held)  # which are arguments
+    assert not moved[0].any()  # the location
+    for old, new in zip(before, map_of(layer, moved).forward(noise), strict=True):
         np.testing.assert_allclose(new, old, rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", [emf.Affine, emf.LowerTriangular])
-def test_reframe_keeps_the_map(kind):
-    cholesky = np.tril(np.random.default_rng(0).normal(size=(SIZE, SIZE)))
-    cholesky[np.diag_indices(SIZE)] = np.arange(1.0, SIZE + 1)
-    layer = kind(SIZE)
-    layer.set(np.arange(SIZE) - 2.0, cholesky)
-    perturb(layer)
-    compiled = emf.compile(layer)
-    noise = np.random.default_rng(1).normal(size=(5, SIZE))
-    before = compiled.forward(noise)
-    layer.reframe()
-    assert not any(p.get_value().any() for p in layer.parameters)
-    for old, new in zip(before, compiled.forward(noise), strict=True):
-        np.testing.assert_allclose(new, old, rtol=1e-12)
+@pytest.mark.parametrize("name", FRAMED)
+def test_spread_of_a_covariance(name):
+    """A frame with the moments of a normal, exactly where its layer can have them."""
+    layer, factor = LAYERS[name](), cholesky()
+    values = [v.get_value() for v in layer.variables]
+    variances = np.arange(1.0, SIZE + 1) ** 2
+    if name == "LowRank":  # three directions, and the rest alike
+        direction = np.linspace(-1, 1, SIZE)[:, None]
+        covariance = np.eye(SIZE) + 3 * direction @ direction.T
+        covariance *= np.outer(variances, variances) ** 0.5
+        covariance /= np.outer(*2 * [np.sqrt(np.diag(covariance) / variances)])
+    else:
+        covariance = factor @ factor.T
+    for wanted, expected in ((covariance, covariance), (variances, np.diag(variances))):
+        framed = layer.set_frame(values, np.zeros(SIZE), *layer.spread_of(wanted))
+        matrix = map_of(layer, framed).forward(np.eye(SIZE))[0].T
+        if name == "LowRank" and wanted is covariance:
+            np.testing.assert_allclose(np.diag(matrix @ matrix.T), np.diag(expected), rtol=0.15)
+        elif name == "Affine framed":
+            precision = np.diag(np.linalg.inv(expected))
+            np.testing.assert_allclose(matrix @ matrix.T, np.diag(1 / precision), atol=1e-9)
+        else:
+            np.testing.assert_allclose(matrix @ matrix.T, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_hyperparameters(name):
+    """As JSON can hold them, and the same for a layer made again."""
+    found = hyperparameters_of(LAYERS[name]())
+    assert json.loads(json.dumps(found)) == found
+    assert hyperparameters_of(perturb(LAYERS[name]())) == found
+
+
+def test_hyperparameters_tell_layers_apart():
+    """Those whose variables have the same shapes."""
+    alike = [
+        [emf.Spline(3), emf.Spline(3, bound=1.0)],
+        [emf.Permutation([0, 2, 1]), emf.Permutation([2, 1, 0])],
+        [masked(), masked(reverse=True)],
+        [emf.Coupling(3, [0]), emf.Coupling(3, [1])],
+        [emf.Invert(emf.Permutation([1, 2, 0])), emf.Invert(emf.Permutation([2, 0, 1]))],
+        [emf.Chain([emf.Spline(3)]), emf.Chain([emf.Spline(3, bound=2.0)])],
+        [
+            emf.Parallel([emf.Affine(1), emf.Affine(2)], [1, 2]),
+            emf.Parallel([emf.Affine(2), emf.Affine(1)], [2, 1]),
+        ],
+    ]
+    for one, other in alike:
+        assert hyperparameters_of(one) != hyperparameters_of(other)
 
 
 def test_coupling_keeps_what_steers_and_moves_the_rest():
@@ -224,7 +245,12 @@ def test_spline_interpolates_its_slopes():
 
 @pytest.mark.parametrize(
     ("options", "match"),
-    [({"knots": 4}, "odd number"), ({"knots": 1}, "odd number"), ({"bound": 0}, "positive")],
+    [
+        ({"knots": 4}, "odd number"),
+        ({"knots": 1}, "odd number"),
+        ({"knots": 5.0}, "odd number"),
+        ({"bound": 0}, "positive"),
+    ],
 )
 def test_bad_spline(options, match):
     with pytest.raises(ValueError, match=match):
@@ -277,6 +303,7 @@ def test_presets_make_layers():
 )
 def test_bad_layers(spec, error, match):
     with pytest.raises(error, match=match):
+        check_layers(spec)
         make_layers(spec, 2, np.random.default_rng(0))
 
 

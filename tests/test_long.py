@@ -20,7 +20,7 @@ def n_numbers(approx):
     return sum(v.get_value(borrow=True).size for v in objective.variables)
 
 
-@pytest.mark.parametrize("size", [2000, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [1100, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_walk(size):
     """Tridiagonal precision: the start is all but exact."""
     model, log_evidence = walk(size)

@@ -11,6 +11,7 @@ from scipy import sparse, stats
 
 import pymc_emf as emf
 
+from tests.helpers import parametrize
 from tests.laws import Family, parametric
 
 # PyMC's own log density of a MatrixNormal
@@ -52,9 +53,6 @@ DISTS = {
 #: PyMC leaves out what does not depend on the value, in ICAR even the powers of sigma.
 UNNORMALIZED = ("CAR", "CAR batch", "CAR sparse", "ICAR")
 
-#: One of each kind of graph goes through numba as well, which takes seconds to compile.
-SLOW_TO_TRUST = ("MvNormal batch", "MatrixNormal", "CAR")
-
 
 @cache
 def family(name):
@@ -73,7 +71,12 @@ def test_gated_bijection(name):
 
 @pytest.mark.parametrize("name", DISTS)
 def test_backends_agree(name):
-    family(name).check_backends(numba=name in SLOW_TO_TRUST)
+    family(name).check_backends()
+
+
+@parametrize(DISTS, quick=["CAR"])  # numba takes up to half a minute
+def test_numba_agrees(name):
+    family(name).check_backends("NUMBA")
 
 
 PARAMETRIC = {

@@ -1,24 +1,28 @@
 """Approximations in files."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pymc as pm
+import pytensor.tensor as pt
 import pytest
 import xarray as xr
 
 import pymc_emf as emf
 
 from pymc_emf.engine.storage import read_arrays, write_arrays
-from pymc_emf.variational.persistence import VERSION
+from pymc_emf.variational.files import VERSION
+
+DATA = Path(__file__).parent / "data"
 
 
-def schools(name="theta", shape=3, scale=None):
+def schools(name="theta", shape=3, scale=None, prior=5.0, observed=(28.0, 8.0, -3.0)):
     with pm.Model() as model:
-        mu = pm.Normal("mu", 0.0, 5.0)
+        mu = pm.Normal("mu", 0.0, prior)
         tau = pm.HalfNormal("tau", 5.0) if scale is None else scale("tau")
         theta = pm.Normal(name, mu, tau, shape=shape)
-        pm.Normal("y", theta[:3], 10.0, observed=[28.0, 8.0, -3.0])
+        pm.Normal("y", theta[:3], 10.0, observed=np.array(observed))
     return model
 
 
@@ -67,6 +71,79 @@ def test_layers_of_ones_own(tmp_path):
     with pytest.raises(ValueError, match=r"of other layers \(Affine\) than these \(LowRank\)"):
         emf.load(tmp_path / "fit", model=schools(), layers="low_rank")
     assert emf.load(tmp_path / "fit", model=schools(), layers=layers).objective.size == 5
+
+
+OWN = {
+    "permutation": (emf.Permutation([1, 2, 0, 4, 3]), emf.Permutation([2, 1, 0, 4, 3])),
+    "spline": (emf.Spline(5), emf.Spline(5, bound=1.0)),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_layers_of_the_same_shapes(name, tmp_path):
+    """What their parameters do not show, their hyperparameters do."""
+    layer, other = OWN[name]
+    approx = emf.EMFApprox(schools(), layers=[layer, "affine"], random_seed=1).approx
+    approx.save(tmp_path / "fit")
+    with pytest.raises(ValueError, match=rf"of other layers: its {type(layer).__name__} has anoth"):
+        emf.load(tmp_path / "fit", model=schools(), layers=[other, "affine"])
+    emf.load(tmp_path / "fit", model=schools(), layers=[layer, "affine"])
+
+
+def test_layers_that_differ_in_their_code(tmp_path):
+    class Scaled(emf.Bijection):
+        size = 5
+
+        def __init__(self, factor):
+            self.factor = factor
+
+        def forward(self, noise):
+            return self.factor * noise, pt.constant(5 * np.log(self.factor))
+
+        def inverse(self, value):
+            return value / self.factor, pt.constant(-5 * np.log(self.factor))
+
+    emf.EMFApprox(schools(), layers=Scaled(2.0), random_seed=1).approx.save(tmp_path / "fit")
+    with pytest.raises(ValueError, match="layers that do something else"):
+        emf.load(tmp_path / "fit", model=schools(), layers=Scaled(2.5))
+    emf.load(tmp_path / "fit", model=schools(), layers=Scaled(2.0))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"prior": 6.0},
+        {"observed": (28.0, 8.0, -3.01)},
+        {"prior": 6.0, "observed": (1.0, 2.0, 3.0)},
+    ],
+)
+def test_another_prior_and_other_data(fitted, tmp_path, model):
+    """Names, shapes and transforms are the same; the log densities tell."""
+    fitted.save(tmp_path / "fit")
+    with pytest.raises(ValueError, match=r"is of another model or of .*log density"):
+        emf.load(tmp_path / "fit", model=schools(**model))
+
+
+def test_a_subclass_of_the_method(tmp_path):
+    class Mine(emf.EMFApprox):
+        pass
+
+    Mine(schools(), layers="affine", random_seed=1).approx.save(tmp_path / "fit")
+    assert emf.load(tmp_path / "fit", model=schools()).objective.size == 5
+    header, arrays = read_arrays(tmp_path / "fit")
+    write_arrays(tmp_path / "fit", header | {"method": "Theirs"}, arrays)
+    with pytest.raises(ValueError, match="a fit by Theirs, a method that this package does not"):
+        emf.load(tmp_path / "fit", model=schools())
+
+
+def test_files_of_the_first_format():
+    approx = emf.load(DATA / "format1_fit.npz", model=schools())
+    point = np.random.default_rng(0).normal(size=(4, 5))
+    expected = np.load(DATA / "format1_log_prob.npy")
+    np.testing.assert_allclose(approx.log_prob(point), expected, rtol=1e-6)
+    assert approx.stopping == ("steps", 300)
+    with pytest.raises(ValueError, match="theta has shape and transform"):
+        emf.load(DATA / "format1_fit.npz", model=schools(shape=4))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import sys
 
+from dataclasses import replace
+
 import matplotlib
 import numpy as np
 import pymc as pm
@@ -13,8 +15,8 @@ from arviz_base.labels import MapLabeller
 
 import pymc_emf as emf
 
+from pymc_emf.calibration.result import Calibration
 from pymc_emf.engine.stopping import Stopping
-from pymc_emf.variational.calibration import Calibration
 
 matplotlib.use("Agg")
 
@@ -94,7 +96,8 @@ def test_losses_and_trend(approx):
 
 
 def test_why_a_fit_ended(approx, monkeypatch):
-    monkeypatch.setattr(approx, "stopping", Stopping("converged", STEPS))
+    ended = replace(approx.record, stopping=Stopping("converged", STEPS))
+    monkeypatch.setattr(approx, "record", ended)
     assert emf.plot_loss(approx).lines[-1].get_label() == "converged after step 120"
 
 
@@ -127,7 +130,7 @@ def test_few_losses_and_equal_ones(losses):
 
 
 def test_no_losses(approx, monkeypatch):
-    monkeypatch.setattr(approx, "hist", np.zeros(0))
+    monkeypatch.setattr(approx, "record", replace(approx.record, hist=np.zeros(0)))
     with pytest.raises(ValueError, match="There are no losses to plot: fit with score=True"):
         emf.plot_loss(approx)
     with pytest.raises(ValueError, match="no group fit, but none"):

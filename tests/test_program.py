@@ -84,7 +84,11 @@ def test_creation_order_need_not_be_topological():
     np.testing.assert_allclose(value, [3.3, 3.2, 3.0])
 
 
-@pytest.mark.parametrize("gate", [None, "element", "variable"])
+@pytest.mark.parametrize(
+    # gates of variables differ from those of elements in how many they are
+    "gate",
+    [None, "element", pytest.param("variable", marks=pytest.mark.slow)],
+)
 def test_layer_laws(gate):
     layer = emf.StructuredLayer(kitchen_sink(), gate, gate_init=0.6)
     compiled = emf.compile(layer)
@@ -153,7 +157,11 @@ def test_log_expm1_transform():
 
 @pytest.mark.parametrize(
     ("transform", "bounds"),
-    [(tr.Interval(None, 5.0), (-np.inf, 5.0)), (tr.Interval(0.0, 10.0), (0.0, 10.0))],
+    [
+        (tr.Interval(None, 5.0), (-np.inf, 5.0)),
+        # the same quadrature, which takes long to compile
+        pytest.param(tr.Interval(0.0, 10.0), (0.0, 10.0), marks=pytest.mark.slow),
+    ],
 )
 def test_transform_narrower_than_the_support_truncates(transform, bounds):
     with pm.Model() as model:

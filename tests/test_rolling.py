@@ -12,6 +12,8 @@ from pymc.distributions import transforms as tr
 from pytensor.graph.replace import graph_replace
 from pytensor.graph.traversal import ancestors
 from pytensor.scan.op import Scan
+from scipy.special import expit
+from scipy.stats import norm
 
 import pymc_emf as emf
 
@@ -248,7 +250,24 @@ def compiled(function, numbers):
     return jax.jit(function).lower(*numbers).compile(compiler_options=options)(*numbers)
 
 
-@pytest.mark.parametrize("build", MODELS, ids=lambda build: build.__name__)
+#: Each takes XLA ten seconds; what they roll up the others do too, in other combinations.
+SLOW = (
+    lorenz_vectors,
+    lorenz_observed_in_the_loop,
+    positive_chain,
+    panel,
+    bounds_from_the_step_before,
+    gated_quantiles,
+)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(build, id=build.__name__, marks=[pytest.mark.slow] if build in SLOW else [])
+        for build in MODELS
+    ],
+)
 def test_same_numbers(build):
     """Values, log|det|, constrained variables, log densities, and all their gradients."""
     layer = emf.StructuredLayer(build(), GATES.get(build, "element"), gate_init=0.7)
@@ -334,6 +353,21 @@ def test_small_models_are_left_alone():
     layer = emf.StructuredLayer(model)
     assert [len(pattern.sites) for pattern in layer.program.patterns] == [1, 1, 1]
     assert "of a" not in str(emf.describe(model))
+
+
+def test_tables_of_scalars():
+    """Densities by quadrature, whose tables are looked up by an index without axes."""
+    with pm.Model() as model:
+        for i in range(3):
+            pm.Normal(f"x_{i}", i, 1.0, transform=tr.Interval(-1.0, 5.0), initval=1.0)
+    layer = emf.StructuredLayer(model)
+    assert [len(part.rows) for part in layer.plan] == [3]
+    noise = np.random.default_rng(1).normal(size=3)
+    value, _ = emf.compile(layer).forward(noise)
+    x = -1.0 + 6.0 * expit(value)
+    below, above = (norm.cdf(end, loc=np.arange(3)) for end in (-1.0, 5.0))
+    expected = norm.ppf(below + norm.cdf(noise) * (above - below), loc=np.arange(3))
+    np.testing.assert_allclose(x, expected, rtol=1e-6)
 
 
 def test_bounds_that_are_coordinates_for_some_only():

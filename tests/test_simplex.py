@@ -33,7 +33,14 @@ def test_laws(name, monkeypatch):
     monkeypatch.setattr(simplex, "beta_logit", simple_quantile)
     family = Family(DISTS[name]())
     family.check_gated()
-    family.check_backends(numba=name in ("Dirichlet batch", "StickBreakingWeights"))
+    family.check_backends()
+
+
+@pytest.mark.slow  # numba takes minutes
+@pytest.mark.parametrize("name", ["Dirichlet batch", "StickBreakingWeights"])
+def test_numba_agrees(name, monkeypatch):
+    monkeypatch.setattr(simplex, "beta_logit", simple_quantile)
+    Family(DISTS[name]()).check_backends("NUMBA")
 
 
 @pytest.mark.parametrize("small", [1e-2, 30.0])

@@ -6,25 +6,31 @@ import numpy as np
 import optax
 import pytest
 
-from pymc_emf.engine.optimizers import cool_down, default_optimizer
-from pymc_emf.engine.stopping import WINDOW, has_plateaued, is_exact
+from pymc_emf.engine.optimizers import Adam
+from pymc_emf.engine.stopping import WINDOW, has_plateaued, is_exact, rounding_hides
 
 
 def rates(optimizer, state, n):
     """Size of each step along a constant gradient, which Adam makes one before the rates."""
 
     def step(state, _):
-        updates, state = optimizer.update(jnp.ones(2), state)
-        return state, -updates
+        gradient = {"float64": jnp.ones(2)}
+        updates, state = optimizer.update(gradient, state, None, value=None, value_fn=None)
+        return state, -updates["float64"]
 
     state, sizes = jax.lax.scan(step, state, length=n)
     return np.asarray(sizes), state
 
 
+def begun(n, peaks):
+    optimizer = Adam([np.zeros(2)])
+    return optimizer, optimizer.init(optimizer.pack([np.zeros(2)]), n, [np.array(peaks)])
+
+
 def test_schedule_rises_and_falls_to_zero():
     n = 2000
-    optimizer = default_optimizer(n, np.array([0.01, 0.001]))
-    sizes, state = rates(optimizer, optimizer.init(jnp.zeros(2)), n)
+    optimizer, state = begun(n, [0.01, 0.001])
+    sizes, state = rates(optimizer, state, n)
     np.testing.assert_allclose(sizes[:, 0], 10 * sizes[:, 1], rtol=1e-6)
     expected = optax.warmup_cosine_decay_schedule(0.0, 0.01, 100, n)
     np.testing.assert_allclose(sizes[:, 0], [expected(i) for i in range(n)], atol=1e-8)
@@ -36,9 +42,9 @@ def test_schedule_rises_and_falls_to_zero():
 @pytest.mark.parametrize("done", [150, 1000, 2000])
 @pytest.mark.parametrize("n_left", [50, 500])
 def test_cool_down_goes_on_at_the_same_rate_and_ends_at_zero(n, done, n_left):
-    optimizer = default_optimizer(n, np.array([0.01, 0.01]))
-    before, state = rates(optimizer, optimizer.init(jnp.zeros(2)), done)
-    after, state = rates(optimizer, cool_down(state, n_left), n_left)
+    optimizer, state = begun(n, [0.01, 0.01])
+    before, state = rates(optimizer, state, done)
+    after, state = rates(optimizer, optimizer.cool_down(state, n_left), n_left)
     np.testing.assert_allclose(after[0], before[-1], rtol=0.03, atol=1e-5)
     assert (np.diff(after[:, 0]) <= 1e-9).all()
     beyond, _ = rates(optimizer, state, 2)
@@ -58,8 +64,21 @@ def test_plateau():
 
 
 def test_exactness():
-    assert is_exact(np.full(100, 3.0) + 1e-9 * np.arange(100), 50)
-    assert not is_exact(np.full(100, 3.0) + 1e-5 * np.arange(100), 50)
-    assert not is_exact(np.array([3.0]), 50)
-    assert not is_exact(np.full(100, np.inf), 50)
-    assert not is_exact(np.array([-1e200, 1e200]), 50)
+    def exact(losses, window=100, dtype="float64"):
+        return is_exact(np.asarray(losses), 50, window, np.dtype(dtype))
+
+    assert exact(np.full(100, 3.0) + 1e-9 * np.arange(100))
+    assert not exact(np.full(100, 3.0) + 1e-5 * np.arange(100))
+    assert not exact([3.0], window=1)
+    assert not exact([3.0, 3.0])  # too few to tell
+    assert not exact(np.full(100, np.inf))
+    assert not exact([-1e200, 1e200], window=2)
+
+
+def test_rounding_does_not_pass_for_exactness():
+    """The numbers of float32 near a million are a sixteenth apart."""
+    losses = np.full(100, 1e6)
+    assert is_exact(losses, 50, 100, np.dtype("float64"))
+    assert not is_exact(losses, 50, 100, np.dtype("float32"))
+    assert not rounding_hides(losses, 1e-3, np.dtype("float64"))
+    assert rounding_hides(losses, 1e-3, np.dtype("float32"))

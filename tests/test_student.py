@@ -34,7 +34,13 @@ def test_laws(name, monkeypatch):
     monkeypatch.setattr(student, "student_t", simple_quantile)
     family = Family(DISTS[name]())
     family.check_gated()
-    family.check_backends(numba=name == "batch")
+    family.check_backends()
+
+
+@pytest.mark.slow  # numba takes a minute
+def test_numba_agrees(monkeypatch):
+    monkeypatch.setattr(student, "student_t", simple_quantile)
+    Family(DISTS["batch"]()).check_backends("NUMBA")
 
 
 def test_parameter_gradients(monkeypatch):

@@ -17,9 +17,9 @@ def fit_and_gap(name, data_seed, fit_seed, steps=10_000):
     return approx, gap
 
 
-def check_eight_schools(fit_seed):
+def check_eight_schools(fit_seed, steps=10_000):
     """Gap at most 0.02 nats; means within 0.05 sd and sds within 5 % of quadrature."""
-    approx, gap = fit_and_gap("ES", 0, fit_seed)
+    approx, gap = fit_and_gap("ES", 0, fit_seed, steps)
     assert gap <= 0.02
     posterior = approx.sample(50_000, random_seed=fit_seed + 2000).posterior
     draws = np.column_stack(
@@ -32,11 +32,11 @@ def check_eight_schools(fit_seed):
 
 
 def test_eight_schools():
-    check_eight_schools(0)
+    check_eight_schools(0, steps=3000)  # the number of users' fits is for the slow session
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fit_seed", range(1, 10))
+@pytest.mark.parametrize("fit_seed", range(10))
 def test_eight_schools_any_seed(fit_seed):
     check_eight_schools(fit_seed)
 

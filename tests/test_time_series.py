@@ -7,6 +7,7 @@ import pymc as pm
 import pytensor.tensor as pt
 import pytest
 
+from tests.helpers import parametrize
 from tests.laws import Family, parametric
 
 chol = np.array([[1.0, 0.0, 0.0], [0.5, 2.0, 0.0], [-0.3, 0.2, 0.7]])
@@ -71,9 +72,6 @@ DISTS = {
     ),
 }
 
-#: One of each kind of graph goes through numba as well, which takes seconds to compile.
-SLOW_TO_TRUST = ("GaussianRandomWalk batch", "AR2 batch", "GARCH11 batch", "EulerMaruyama vector")
-
 #: Gated Laplace innovations are inverted by root finding, which takes Python half a minute.
 ROOT_FINDING = ("RandomWalk Laplace", "AR3 Laplace")
 
@@ -95,7 +93,12 @@ def test_gated_bijection(name):
 
 @pytest.mark.parametrize("name", [name for name in DISTS if name not in ROOT_FINDING])
 def test_backends_agree(name):
-    family(name).check_backends(numba=name in SLOW_TO_TRUST)
+    family(name).check_backends()
+
+
+@parametrize(DISTS, quick=[])  # numba takes up to half a minute
+def test_numba_agrees(name):
+    family(name).check_backends("NUMBA")
 
 
 PARAMETRIC = {

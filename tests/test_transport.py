@@ -2,6 +2,8 @@
 
 import logging
 
+from functools import partial
+
 import arviz as az
 import numpy as np
 import pymc as pm
@@ -12,7 +14,7 @@ from scipy.stats import norm
 import pymc_emf as emf
 
 from benchmarks.transport import measure
-from pymc_emf.variational.objective import cover_rows
+from pymc_emf.variational.minibatches import weighted_minibatches
 
 #: A short run.
 SHORT = dict(draws=250, tune=200, chains=4, progressbar=False, quiet=True)
@@ -165,7 +167,7 @@ def test_asvi_and_transformed_values(caplog):
     ("n_rows", "size"), [(12, 4), (10, 4), (11, 7), (3, 10), (1, 1), (97, 64), (1000, 101)]
 )
 def test_minibatches_that_hold_every_row_once(n_rows, size):
-    indices, weights = cover_rows(n_rows, size)
+    indices, weights = weighted_minibatches(n_rows, size)
     counts = np.zeros(n_rows)
     np.add.at(counts, indices, np.repeat(weights[:, None], size, axis=1))
     np.testing.assert_allclose(counts, size / n_rows)
@@ -189,6 +191,43 @@ def test_minibatches():
     assert mu.std() == pytest.approx(precision**-0.5, rel=0.15)
     expected = norm(0, 10).logpdf(mu[0, 0]) + norm(mu[0, 0]).logpdf(np.append(a, b - 1)).sum()
     assert float(idata.sample_stats["lp"][0, 0]) == pytest.approx(expected, rel=1e-8)
+
+
+def interrupt(monkeypatch, after):
+    """Let PyMC's sampler be interrupted in every chain."""
+
+    def stop(trace, draw):
+        if draw.draw_idx + 1 >= after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pm, "sample", partial(pm.sample, callback=stop))
+
+
+def test_interrupted_while_it_tunes(line, monkeypatch):
+    interrupt(monkeypatch, SHORT["tune"])
+    with pytest.raises(KeyboardInterrupt, match="before it had drawn anything"):
+        line[0].nuts(**SHORT, random_seed=1, nuts_sampler="pymc")
+
+
+def test_interrupted_while_it_draws(line, monkeypatch):
+    interrupt(monkeypatch, SHORT["tune"] + 50)
+    idata = line[0].nuts(**SHORT, random_seed=1, nuts_sampler="pymc")
+    assert idata.posterior.sizes["chain"] == 4
+    assert 50 <= idata.posterior.sizes["draw"] <= 51
+    assert np.isfinite(idata.sample_stats["lp"]).all()
+
+
+@pytest.mark.filterwarnings("ignore:Found chain dimension to be longer")
+def test_nutpie_interrupted_while_it_tunes(line, monkeypatch):
+    nutpie = pytest.importorskip("nutpie")
+    sample = nutpie.sample
+
+    def abort(*args, **kwargs):
+        return sample(*args, **kwargs, blocking=False).abort()
+
+    monkeypatch.setattr(nutpie, "sample", abort)
+    with pytest.raises(KeyboardInterrupt, match="before it had drawn anything"):
+        line[0].nuts(**SHORT | {"tune": 10**7}, random_seed=1, nuts_sampler="nutpie")
 
 
 @pytest.mark.parametrize(

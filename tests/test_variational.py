@@ -11,6 +11,8 @@ from case_studies import variational
 from case_studies.eight_schools import exact_draws, solve
 from case_studies.methods import METHODS, PAPER, QUICK
 from case_studies.problems import load
+from pymc_emf.model.program import Program
+from pymc_emf.variational.prepare import prepare
 
 
 def test_exact_draws_of_eight_schools():
@@ -62,8 +64,6 @@ def test_methods():
     for settings in (PAPER, QUICK):
         for make in METHODS.values():
             make(settings, 0)
-    model = load("Lin-4").model
-    gemf = METHODS["GEMF-T"](QUICK, 0)
-    with model:
-        layers = gemf._bind().objective.layers
+    program, options = Program(load("Lin-4").model), METHODS["GEMF-T"](QUICK, 0).options
+    layers = prepare(program, options, np.random.default_rng(0)).objective.layers
     assert [layer.reverse for layer in layers] == [False, True]

@@ -7,12 +7,12 @@ import pytest
 
 import pymc_emf as emf
 
-from pymc_emf.variational.warm_start import (
+from pymc_emf.variational.points import evaluate_prior
+from pymc_emf.variational.search import (
     _choose,
     _expected,
     _may_win,
     _worth_training,
-    evaluate_prior,
 )
 
 quiet = {"progressbar": False}
@@ -79,13 +79,13 @@ def walk():
 
 
 def test_never_worse_than_the_cold_start(walk):
-    cold = emf.fit(3000, model=walk, random_seed=0, warm_start=False, **quiet)
-    warm = emf.fit(3000, model=walk, random_seed=0, **quiet)
+    cold = emf.fit(1000, model=walk, random_seed=0, warm_start=False, **quiet)
+    warm = emf.fit(1000, model=walk, random_seed=0, **quiet)
     assert set(warm.warm_start.trained_elbos) <= set(warm.warm_start.elbos)
     assert "prior" in warm.warm_start.trained_elbos
     assert warm.warm_start.chosen in warm.warm_start.trained_elbos
-    assert 0 < warm.warm_start.n_steps <= 3000 // 2
-    assert len(warm.hist) == 3000 - warm.warm_start.n_steps
+    assert 0 < warm.warm_start.n_steps <= 1000 // 2
+    assert len(warm.hist) == 1000 - warm.warm_start.n_steps
     old, new = cold.elbo(20_000, random_seed=1), warm.elbo(20_000, random_seed=1)
     assert new.mean > old.mean - 3 * (old.se + new.se) - 0.05
 
@@ -129,8 +129,9 @@ def test_densities_that_overflow_together(monkeypatch):
     """Where the log density is minus infinity, the embedded model may have no derivative either."""
     with pm.Model() as model:
         pm.Normal("x")
-    objective = emf.EMFApprox(model, layers="affine")._bind().objective
+    approx = emf.EMFApprox(model, layers="affine").approx
     terms = np.array([-np.inf, -1.0]), np.array([np.inf, 0.5])
-    monkeypatch.setattr(objective, "evaluate_many", lambda noise: (noise[:2], *terms))
-    _, log_density = evaluate_prior(objective, np.random.default_rng(0))
+    target = approx.objective.target
+    monkeypatch.setattr(target, "evaluate_many", lambda values, noise: (noise[:2], *terms))
+    _, log_density = evaluate_prior(approx.objective, approx.values, np.random.default_rng(0))
     np.testing.assert_array_equal(log_density, [np.nan, -0.5])

@@ -18,8 +18,7 @@ import pytensor.tensor as pt
 
 from pymc.distributions.custom import CustomSymbolicDistRV
 from pymc.distributions.distribution import SymbolicRandomVariable
-from pymc.distributions.multivariate import ZeroSumNormalRV, _LKJCholeskyCovRV
-from pymc.distributions.transforms import _default_transform
+from pymc.distributions.multivariate import ZeroSumNormalRV
 from pymc.logprob.basic import logp
 from pymc.logprob.transforms import IntervalTransform, Transform
 from pymc.logprob.utils import CheckParameterValue, check_potential_measurability
@@ -32,9 +31,16 @@ from pytensor.tensor.random.op import RandomVariable
 from pytensor.tensor.variable import TensorVariable
 from scipy.special import logit
 
+from pymc_emf._compat import LKJCholeskyCovRV, default_transform
 from pymc_emf.bijections.core.affine import LocScale
 from pymc_emf.bijections.core.base import Bijection, Identity, bijection_from_rv
-from pymc_emf.bijections.families.time_series import Diffusion, Garch, LinearRecurrence, TimeFirst
+from pymc_emf.bijections.core.compose import Composed
+from pymc_emf.bijections.families.time_series import (
+    Diffusion,
+    Garch,
+    LinearRecurrence,
+    time_first,
+)
 
 __all__ = ["Domain", "Mixing", "Part", "mixed_bijection", "parameter_domains", "used_weights"]
 
@@ -158,26 +164,8 @@ def mixed_bijection(
     del mixing.parts[n_parts:]
     site = bijection_from_rv(rv, transform) or Identity()
     zero, one = pt.zeros(shape), pt.ones(shape)
-    return _Preceded(LocScale(mixing(zero, REAL, shape), mixing(one, POSITIVE, shape)), site)
-
-
-class _Preceded(Bijection):
-    """A bijection of noise that goes through another one first."""
-
-    def __init__(self, first: Bijection, site: Bijection):
-        self.first = first
-        self.site = site
-        self.gateable = False
-
-    def forward(self, noise):
-        inner, first_log_det = self.first.forward(noise)
-        value, log_det = self.site.forward(inner)
-        return value, first_log_det + log_det
-
-    def inverse(self, value):
-        inner, log_det = self.site.inverse(value)
-        noise, first_log_det = self.first.inverse(inner)
-        return noise, first_log_det + log_det
+    of_noise = LocScale(mixing(zero, REAL, shape), mixing(one, POSITIVE, shape))
+    return Composed(of_noise, site)
 
 
 # --- which parameters are mixed, and where they live ---------------------------------------------
@@ -189,7 +177,7 @@ UNCHECKED: dict[type[Op], dict[int, Domain | None]] = {
     pm.Wald.rv_type: {2: None},
     pm.Interpolated.rv_type: {0: None, 1: None, 2: None},
     pm.LKJCorr.rv_type: {0: None, 1: POSITIVE},
-    _LKJCholeskyCovRV: {0: None, 1: POSITIVE, 2: None},
+    LKJCholeskyCovRV: {0: None, 1: POSITIVE, 2: None},
     pm.StickBreakingWeights.rv_type: {0: POSITIVE, 1: None},
     pm.Triangular.rv_type: {1: None},
     ZeroSumNormalRV: {0: POSITIVE, 1: None},
@@ -288,7 +276,7 @@ def _conditions(rv: TensorVariable) -> list[TensorVariable]:
 
 
 def _bounds(rv: TensorVariable, transform: Transform | None) -> list[TensorVariable]:
-    transforms = (transform, _default_transform(rv.owner.op, rv))
+    transforms = (transform, default_transform(rv.owner.op, rv))
     intervals = [t for t in transforms if isinstance(t, IntervalTransform)]
     return [pt.as_tensor(b) for t in intervals for b in t.get_a_and_b(rv.owner.inputs)[:2]]
 
@@ -369,24 +357,8 @@ def _(op, rv, transform, mixing):
         return None
     before = pt.moveaxis(rv, -op.ndim_supp, 0)[:-1]
     weight, location = mixing.halves(before, REAL, _static(before))
-    shift = _Shifted(innovation, (1 - weight) * location)
-    return LinearRecurrence([weight], start, shift, axis=-op.ndim_supp)
-
-
-class _Shifted(Bijection):
-    """A bijection to whose value something is added."""
-
-    def __init__(self, site: Bijection, shift: TensorVariable):
-        self.site = site
-        self.shift = shift
-        self.gateable = False
-
-    def forward(self, noise):
-        value, log_det = self.site.forward(noise)
-        return value + self.shift, log_det
-
-    def inverse(self, value):
-        return self.site.inverse(value - self.shift)
+    shift = LocScale((1 - weight) * location, pt.ones((), dtype=rv.dtype))
+    return LinearRecurrence([weight], start, Composed(innovation, shift), axis=-op.ndim_supp)
 
 
 @_mixed.register(pm.AR.rv_type)
@@ -406,7 +378,7 @@ def _(op, rv, transform, mixing):
         weight * constant + (1 - weight) * location, mixing(sigma, POSITIVE, shape)
     )
     coefficients = [weight * rhos[..., first + i] for i in range(op.ar_order)]
-    return LinearRecurrence(coefficients, TimeFirst(start), innovation, axis=-1)
+    return LinearRecurrence(coefficients, time_first(start), innovation, axis=-1)
 
 
 def _mixed_moments(mixing, location, scale, shape):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,12 @@ import xarray as xr
 
 from pymc.backends.arviz import coords_and_dims_for_inferencedata
 
+from pymc_emf.arguments import free_name
 from pymc_emf.engine.batch import batch_jax
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.model.program import Program
 
 __all__ = ["ArraySpace", "ModelSpace", "Space"]
-
-#: Name of the axis of observations in labelled draws.
-SAMPLE = "sample"
 
 
 class ArraySpace:
@@ -31,6 +30,8 @@ class ArraySpace:
 
     #: The one variable of labelled draws.
     name = "x"
+    #: Their axis of observations.
+    axis = "sample"
 
     def __init__(self, size: int):
         self.size = size
@@ -43,7 +44,7 @@ class ArraySpace:
                     f"X must be an array, or hold the one variable {self.name!r}, "
                     f"got variables {', '.join(map(str, X))}."
                 )
-            X = _sample_first(X[self.name])
+            X = self._observations_first(X[self.name])
         rows = _numbers("X", X)
         if rows.ndim != 2 or rows.shape[1] != self.size:
             raise ValueError(f"X must have shape (n, {self.size}), got {rows.shape}.")
@@ -51,7 +52,12 @@ class ArraySpace:
 
     def label(self, rows: np.ndarray) -> xr.Dataset:
         """Name vectors."""
-        return xr.Dataset({self.name: ((SAMPLE, f"{self.name}_dim_0"), rows)})
+        return xr.Dataset({self.name: ((self.axis, f"{self.name}_dim_0"), rows)})
+
+    def _observations_first(self, values: Any) -> Any:
+        if isinstance(values, xr.DataArray) and self.axis in values.dims:
+            return values.transpose(self.axis, ...)
+        return values
 
 
 class ModelSpace(ArraySpace):
@@ -68,6 +74,9 @@ class ModelSpace(ArraySpace):
     def __init__(self, program: Program):
         super().__init__(program.size)
         self.program = program
+        self._coords, self._dims = coords_and_dims_for_inferencedata(program.frozen)
+        names = [site.name for site in self._sites]
+        self.axis = free_name(self.axis, {*self._coords, *chain(*self._dims.values()), *names})
 
     @property
     def _sites(self):
@@ -81,7 +90,7 @@ class ModelSpace(ArraySpace):
             raise ValueError(f"X lacks the variables {', '.join(missing)} of the model.")
         columns = []
         for site in self._sites:
-            column = _numbers(site.name, _sample_first(X[site.name]))
+            column = _numbers(site.name, self._observations_first(X[site.name]))
             if column.shape[1:] != site.rv_shape:
                 shape = ", ".join(map(str, ("n", *site.rv_shape)))
                 raise ValueError(f"X must hold {site.name} in shape ({shape}), got {column.shape}.")
@@ -96,7 +105,7 @@ class ModelSpace(ArraySpace):
 
     def label(self, rows):
         (flat,) = self._constrain(rows)
-        coords, dims = coords_and_dims_for_inferencedata(self.program.frozen)
+        coords, dims = self._coords, self._dims
         variables: dict[str, Any] = {}
         used: dict[str, Any] = {}
         for site in self._sites:
@@ -104,7 +113,7 @@ class ModelSpace(ArraySpace):
             names = dims.get(site.name, [f"{site.name}_dim_{i}" for i in range(len(site.rv_shape))])
             used |= {name: np.asarray(coords[name]) for name in names if name in coords}
             variables[site.name] = (
-                (SAMPLE, *names),
+                (self.axis, *names),
                 values.reshape(len(rows), *site.rv_shape),
             )
         return xr.Dataset(variables, coords=used)
@@ -137,16 +146,11 @@ class ModelSpace(ArraySpace):
         # a bound of a transform may be trained
         variables = self.program.parameters
         function = jaxify([*variables, event], outputs)
-        return batch_jax(lambda values, event: tuple(function(*values, event)), variables)
+        many = batch_jax(lambda values, event: tuple(function(*values, event)))
+        return lambda rows: many([v.get_value() for v in variables], rows)
 
 
 type Space = ArraySpace
-
-
-def _sample_first(values: Any) -> Any:
-    if isinstance(values, xr.DataArray) and SAMPLE in values.dims:
-        return values.transpose(SAMPLE, ...)
-    return values
 
 
 def _numbers(name: str, values: Any) -> np.ndarray:

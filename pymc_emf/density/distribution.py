@@ -12,8 +12,10 @@ import pytensor.tensor as pt
 from pytensor.graph.replace import clone_replace, vectorize_graph
 from pytensor.graph.traversal import ancestors
 from pytensor.scan.op import Scan
+from pytensor.tensor.random.op import RandomVariable
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_emf._compat import logprob_of
 from pymc_emf.bijections.core.base import Bijection, register_bijection
 from pymc_emf.bijections.numerics.special import normal_logpdf
 from pymc_emf.engine.compile import compile_bijection
@@ -79,33 +81,20 @@ class FittedDistribution:
         self.size = self.flow.size
         self._compiled = compile_bijection(self.flow)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(size={self.size})"
+
     def __call__(self, name: str, **kwargs: Any) -> TensorVariable:
         """Make a variable of the model in context; keywords are those of PyMC's distributions."""
-        rv = pm.CustomDist(name, self._middle, **self._options(kwargs))
-        node = rv.owner
-        if "observed" not in kwargs and node is not None:
-            register_bijection(type(node.op))(self._embed)
-        return rv
+        return _FittedDensity(name, self, **kwargs)
 
     def dist(self, **kwargs: Any) -> TensorVariable:
         """Make a variable without a model."""
-        rv = pm.CustomDist.dist(self._middle, **self._options(kwargs))
-        register_bijection(type(rv.owner.op))(self._embed)
-        return rv
-
-    def _options(self, given: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "logp": self._logp,
-            "random": self._random,
-            "support_point": lambda rv, size, middle: pt.zeros_like(rv) + middle,
-            "signature": "(d)->(d)",
-            "dtype": pytensor.config.floatX,
-            "class_name": "FittedDensity",
-        } | given
+        return _FittedDensity.dist(self, **kwargs)
 
     @cached_property
-    def _middle(self) -> np.ndarray:
-        """Image of zero noise; as a parameter it tells PyMC the length of the event."""
+    def middle(self) -> np.ndarray:
+        """Image of zero noise."""
         return self._compiled.forward(np.zeros(self.size))[0]
 
     @cached_property
@@ -113,7 +102,8 @@ class FittedDistribution:
         event = pt.vector("event", shape=(self.size,), dtype=pytensor.config.floatX)
         return event, log_density(self.flow, event)
 
-    def _logp(self, value: TensorVariable, middle: TensorVariable) -> Any:
+    def logp(self, value: TensorVariable) -> Any:
+        """Log density, in nats, at events along the last axis (PyTensor)."""
         event, log_prob = self._event
 
         def at(vector: Any) -> Any:
@@ -135,11 +125,61 @@ class FittedDistribution:
         )
         return each.reshape(value.shape[:-1])
 
-    def _random(
-        self, middle: np.ndarray, rng: np.random.Generator, size: Sequence[int] | None = None
-    ) -> np.ndarray:
+    def draw(self, rng: np.random.Generator, size: Sequence[int] | None = None) -> np.ndarray:
+        """Draw events, over the axes of size."""
         noise = rng.normal(size=(*(size or ()), self.size))
         return self._compiled.forward(noise)[0]
 
-    def _embed(self, op: Any, rv: TensorVariable, transform: Any) -> Bijection | None:
-        return self.flow if rv.ndim == 1 and transform is None else None
+
+class FittedDensityRV(RandomVariable):
+    """The Op of every fitted density, whose instances carry what was fitted.
+
+    Its one parameter is the image of zero noise, which tells PyMC the length of the event.
+
+    Parameters
+    ----------
+    density : FittedDistribution
+    """
+
+    name = "FittedDensity"
+    signature = "(d)->(d)"
+    dtype = "floatX"
+    __props__ = (*RandomVariable.__props__, "density")  # type: ignore[assignment]
+    _print_name = ("FittedDensity", r"\operatorname{FittedDensity}")
+
+    def __init__(self, density: FittedDistribution, **props: Any):
+        self.density = density
+        super().__init__(**props)
+
+    def rng_fn(self, rng, middle, size):
+        return self.density.draw(rng, size)
+
+
+class _FittedDensity(pm.Distribution):
+    """What PyMC does when it makes a variable: shape, dims, data, and so on."""
+
+    rv_type = FittedDensityRV
+
+    @classmethod
+    def dist(cls, density, **kwargs):
+        return super().dist([density.middle], density=density, **kwargs)
+
+    @classmethod
+    def rv_op(cls, middle, *, density, rng=None, **kwargs):
+        rng = pt.random.shared_rng(seed=None) if rng is None else rng
+        op = FittedDensityRV(density)
+        return op(middle, rng=rng, return_next_rng=True, **kwargs)[1]
+
+    def support_point(rv, size, middle):
+        return pt.zeros_like(rv) + middle
+
+
+# The registries are for the class: a class for every variable would stay in them for ever.
+@logprob_of.register(FittedDensityRV)
+def _logp(op, values, rng, size, middle, **kwargs):
+    return op.density.logp(*values)
+
+
+@register_bijection(FittedDensityRV)
+def _embed(op, rv, transform):
+    return op.density.flow if rv.ndim == 1 and transform is None else None

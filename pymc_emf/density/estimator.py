@@ -3,48 +3,39 @@
 import os
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from copy import deepcopy
 from typing import Any, Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytensor
-import pytensor.tensor as pt
 import xarray as xr
 
 from numpy.typing import ArrayLike
-from pymc.progress_bar import CustomProgress, default_progress_theme
-from pymc.util import RandomState, _get_seeds_per_chain
-from rich.console import Console
-from rich.progress import Progress, TextColumn
+from pymc.progress_bar import default_progress_theme
+from pymc.util import RandomState
 from rich.theme import Theme
 
+from pymc_emf.arguments import check_callbacks, check_positive, make_rng
 from pymc_emf.bijections.core.base import Bijection
-from pymc_emf.density.data import ArraySpace, ModelSpace, Space
-from pymc_emf.density.distribution import FittedDistribution, log_density
+from pymc_emf.density.data import ArraySpace
+from pymc_emf.density.distribution import FittedDistribution
+from pymc_emf.density.likelihood import Likelihood
+from pymc_emf.density.observers import Refill, Validation
+from pymc_emf.density.saved import read_density, write_density
 from pymc_emf.density.start import learning_rates, start_from_moments
-from pymc_emf.engine.batch import batch_jax
-from pymc_emf.engine.jax import jaxify
-from pymc_emf.engine.loop import CHUNK_SIZE, MAX_BAD_STEPS, Chunk, compile_chunk, start_state
-from pymc_emf.engine.optimizers import default_optimizer
-from pymc_emf.engine.packing import packing
+from pymc_emf.engine.loop import CHUNK_SIZE, Chunk, compile_chunk, start_state
+from pymc_emf.engine.optimizers import Optimizer, make_optimizer
 from pymc_emf.engine.stopping import Stopping
-from pymc_emf.engine.storage import read_arrays, write_arrays
+from pymc_emf.engine.trainer import Observer, Run, Trained, train
 from pymc_emf.exceptions import NonFiniteLossError
-from pymc_emf.layers import Chain, StructuredLayer, make_layers
+from pymc_emf.layers import Chain
 from pymc_emf.layers.parameters import store
 from pymc_emf.layers.presets import LayerSpec, check_layers
 from pymc_emf.model.parameter import Trainable, constrained_value
 
 __all__ = ["DensityEstimator"]
-
-#: How often in a fit, at most, the held-out data are looked at.
-MAX_VALIDATIONS = 100
-
-FORMAT = "pymc-emf density estimator"
-VERSION = 1
 
 type Data = ArrayLike | Mapping[str, ArrayLike] | xr.Dataset
 type Source = Data | Callable[[np.random.Generator, int], Data]
@@ -100,10 +91,10 @@ class DensityEstimator:
 
     def __init__(self, layers: LayerSpec = "maf", *, random_seed: RandomState = None):
         check_layers(layers)
-        (seed,) = _get_seeds_per_chain(random_seed, 1)
-        self._rng = np.random.default_rng(seed)
+        self._rng = make_rng(random_seed)
         self._spec = layers
-        self._loop: tuple[tuple[Any, int, int], Chunk] | None = None
+        self._likelihood: Likelihood | None = None
+        self._loop: tuple[tuple[Any, int, int], Optimizer, Chunk] | None = None
         self._fitted = False
         self.hist = np.zeros(0)
         self.validation = np.zeros((0, 2))
@@ -111,24 +102,21 @@ class DensityEstimator:
 
     # --- the flow ------------------------------------------------------------------------------
 
-    def _bind(self, size: int | None = None) -> Chain:
+    def _bind(self, size: int | None, rng: np.random.Generator) -> Likelihood:
         """The flow; its size is that of the data, unless a layer has one."""
-        if "_flow" not in self.__dict__:
-            own = _size_of(self._spec)
-            size = size if own is None else own
-            if size is None:
-                raise AttributeError("The estimator does not know the data's size yet; call fit.")
-            layers = make_layers(self._spec, size, self._rng)
-            if not layers:
-                raise ValueError("A DensityEstimator needs at least one layer.")
-            self._flow = Chain(layers)
-            self._space = _space_of(self._flow, size)
-        return self._flow
+        if self._likelihood is not None:
+            return self._likelihood
+        own = _size_of(self._spec)
+        size = size if own is None else own
+        if size is None:
+            raise AttributeError("The estimator does not know the data's size yet; call fit.")
+        return Likelihood(self._spec, size, rng)
 
-    def _unbind(self) -> None:
-        """Forget the flow of a file that was refused: the data may be of another size."""
-        for made in ("_flow", "_space", "_single", "_many", "_forward"):
-            self.__dict__.pop(made, None)
+    def _bound(self) -> Likelihood:
+        """The flow, which is there after a fit, or if a layer has a size."""
+        if self._likelihood is None:
+            self._likelihood = self._bind(None, self._rng)
+        return self._likelihood
 
     @property
     def flow(self) -> Chain:
@@ -139,26 +127,7 @@ class DensityEstimator:
         AttributeError
             Before the first fit, if the layers are of no size of their own.
         """
-        return self._bind()
-
-    @cached_property
-    def _single(self) -> Callable[..., tuple[Any, ...]]:
-        """Log density at one vector (JAX), a function of all variables and the vector."""
-        flow = self.flow
-        value = pt.vector("value", shape=(self._space.size,), dtype=pytensor.config.floatX)
-        return jaxify([*flow.variables, value], [log_density(flow, value)])
-
-    @cached_property
-    def _many(self):
-        single = self._single  # made now: JAX must not trace its making
-        return batch_jax(lambda values, x: single(*values, x), self.flow.variables)
-
-    @cached_property
-    def _forward(self):
-        flow = self.flow
-        noise = pt.vector("noise", shape=(self._space.size,), dtype=pytensor.config.floatX)
-        function = jaxify([*flow.variables, noise], [flow.forward(noise)[0]])
-        return batch_jax(lambda values, e: function(*values, e), flow.variables)
+        return self._bound().flow
 
     # --- fitting -------------------------------------------------------------------------------
 
@@ -197,8 +166,8 @@ class DensityEstimator:
         patience : int, optional
             Stop once that many steps have not improved the density of the held-out data.
         callbacks : sequence of callable
-            Called as ``callback(estimator, losses, i)`` after every chunk of 100 steps, and after
-            the last; ``StopIteration`` ends the fit.
+            Called as ``callback(estimator, losses, i)`` after every chunk of at most 100 steps, and
+            of at most a tenth of the fit, and after the last; ``StopIteration`` ends the fit.
         progressbar : bool
         progressbar_theme : rich.theme.Theme
         obj_optimizer : optax.GradientTransformation, optional
@@ -217,141 +186,107 @@ class DensityEstimator:
         NonFiniteLossError
             If the loss stays non-finite for several steps. What was learnt until then is kept.
         """
-        _check_count("n", n)
-        _check_count("batch_size", batch_size)
-        if patience is not None:
-            _check_count("patience", patience)
+        _check_numbers(n, batch_size, patience, validation)
         if not isinstance(obj_optimizer, optax.GradientTransformation | None):
             raise TypeError(
                 f"obj_optimizer must be an optax transformation, got {obj_optimizer!r}."
             )
-        rows, held_out, refill = self._read(X, batch_size, validation)
+        callbacks = check_callbacks(callbacks)
+        rng = deepcopy(self._rng)  # a fit that fails leaves the estimator as it was
+        likelihood, rows, held_out, refill = self._read(X, batch_size, validation, rng)
         if patience is not None and held_out is None:
             raise ValueError("patience needs held-out data; pass validation=.")
+        likelihood.rewrite()
+        values = likelihood.initial
         if not self._fitted:
-            start_from_moments(self._flow, rows)
-        flow = self._flow
-        values = [v.get_value() for v in flow.parameters]
-        pack, unpack = packing(values)
-        optimizer = obj_optimizer
-        if optimizer is None:
-            optimizer = default_optimizer(n, pack(learning_rates(flow)))
-        constants = ([v.get_value() for v in flow.buffers], rows)
-        state = start_state(pack(values), optimizer, constants)
-        chunk = self._compile(obj_optimizer, optimizer, state, batch_size, unpack)
-        key = jax.random.key(int(self._rng.integers(2**31)))
+            values = start_from_moments(likelihood.flow, values, rows)
+        optimizer, chunk = self._compile(likelihood, values, rows, batch_size, obj_optimizer)
+        trained, fixed = likelihood.trained(values), likelihood.fixed(values)
+        rates = learning_rates(likelihood.flow)
+        state = start_state(optimizer, trained, n, rates, (fixed, jnp.asarray(rows)))
+        run = Run.begin(optimizer, state, int(rng.integers(2**31)), n)
 
-        best, best_loss = None, np.inf
-        every = CHUNK_SIZE * max(1, n // (CHUNK_SIZE * MAX_VALIDATIONS))
-        losses, validations = np.full(n, np.nan), []
-        done, bad_steps, improved, reason = 0, 0, 0, "steps"
-        try:
-            with _progress(progressbar, progressbar_theme) as progress:
-                bar = progress.add_task("Fitting", total=n, loss="")
-                while done < n and bad_steps < MAX_BAD_STEPS:
-                    size = min(CHUNK_SIZE, n - done)
-                    state, losses[done : done + size] = chunk(state, key, size)
-                    done += size
-                    bad_steps = int(state.bad_steps)
-                    store(flow.parameters, unpack(state.parameters))
-                    recent = losses[max(0, done - 1000) : done]
-                    recent = recent[np.isfinite(recent)]
-                    said = f"Loss = {recent.mean() if recent.size else np.nan:,.5g}"
-                    if held_out is not None and (done % every == 0 or done == n):
-                        loss = -float(np.mean(self._many(held_out)[0]))
-                        validations.append((len(self.hist) + done, loss))
-                        said += f", held out {loss:,.5g}"
-                        if loss < best_loss:
-                            best, best_loss = unpack(state.parameters), loss
-                            improved = done
-                    progress.update(bar, advance=size, loss=said)
-                    for callback in callbacks or ():
-                        callback(self, losses[:done], done)
-                    if patience is not None and done - improved >= patience:
-                        reason = "converged"
-                        break
-                    if refill is not None:
-                        constants = (state.constants[0], jnp.asarray(refill()))
-                        state = state._replace(constants=constants)
-        except KeyboardInterrupt:
-            reason = "interrupted"
-        except StopIteration:
-            reason = "callback"
-        finally:
-            failed = bad_steps >= min(MAX_BAD_STEPS, n)
-            store(flow.parameters, unpack(state.parameters) if best is None else best)
-            self._fitted = True
-            self.hist = np.concatenate([self.hist, losses[: done - bad_steps * failed]])
-            self.validation = np.concatenate([self.validation, np.reshape(validations, (-1, 2))])
-            self.stopping = Stopping("non-finite" if failed else reason, done)
-        if failed:
+        # from here on, what is learnt is kept
+        self._rng, self._likelihood, self._fitted = rng, likelihood, True
+        self._loop = (obj_optimizer, batch_size, len(rows)), optimizer, chunk
+        held = Validation(likelihood, fixed, held_out, n, patience)
+
+        def call(run: Run) -> None:
+            store(likelihood.flow.parameters, run.values)
+            for callback in callbacks:
+                callback(self, run.losses_so_far, run.done)
+
+        observers: list[Observer] = [
+            held,
+            *([call] if callbacks else []),
+            held.stop_when_out_of_patience,
+        ]
+        result = train(
+            run,
+            chunk,
+            [*observers, *([] if refill is None else [refill])],
+            callbacks=callbacks,
+            progressbar=progressbar,
+            progressbar_theme=progressbar_theme,
+        )
+        self._adopt(likelihood, fixed, result, held)
+        if result.error is not None:
+            raise result.error
+        if result.failed:
             raise NonFiniteLossError(
-                f"The loss was not finite for {bad_steps} steps in a row, the last of them step "
-                f"{done}; scale the data, or pass obj_optimizer= with a lower learning rate."
+                f"The loss was not finite for {run.bad_steps} steps in a row, the last of them "
+                f"step {run.done}; scale the data, or pass obj_optimizer= with a lower learning "
+                "rate."
             )
         return self
 
-    def _read(self, X, batch_size, validation):
-        """Rows to train on, held-out rows, and how to get fresh ones."""
+    def _adopt(
+        self, likelihood: Likelihood, fixed: list[np.ndarray], result: Trained, held: Validation
+    ) -> None:
+        """Take over what was learnt, and what is known of it."""
+        best = result.values if held.best is None else held.best
+        store(likelihood.flow.variables, likelihood.join(best, fixed))
+        found = np.reshape(held.found, (-1, 2)) + np.array([len(self.hist), 0.0])
+        self.hist = np.concatenate([self.hist, result.losses])
+        self.validation = np.concatenate([self.validation, found])
+        self.stopping = result.stopping
+
+    def _read(self, X, batch_size, validation, rng):
+        """The flow, rows to train on, held-out rows, and how to get fresh ones."""
         refill = None
         if callable(X):
-            rng, n_rows = self._rng, batch_size * CHUNK_SIZE
-
-            def refill():
-                fresh, _ = self._space.read(X(rng, n_rows))
-                if len(fresh) != len(rows):
-                    raise ValueError(
-                        f"X(rng, {n_rows}) returned {len(fresh)} observations after {len(rows)}; "
-                        "return the same number at every call."
-                    )
-                return fresh
-
-            drawn = X(rng, n_rows)
-            self._bind(_width(drawn))
-            rows, _ = self._space.read(drawn)
-        else:
-            self._bind(_width(X))
-            rows, _ = self._space.read(X)
+            refill = Refill(X, batch_size * CHUNK_SIZE, rng)
+            X = refill.drawn
+        likelihood = self._bind(_width(X), rng)
+        rows, _ = likelihood.space.read(X)
         if not len(rows):
             raise ValueError("X has no observations.")
+        if refill is not None:
+            refill.read, refill.n_rows = likelihood.space.read, len(rows)
         if validation is None or (refill is not None and isinstance(validation, float)):
-            return rows, None, refill
+            return likelihood, rows, None, refill
         if not isinstance(validation, float):
-            held_out, _ = self._space.read(validation)
-            return rows, held_out, refill
-        if not 0 < validation < 1:
-            raise ValueError(f"validation must be a share between 0 and 1, got {validation!r}.")
+            held_out, _ = likelihood.space.read(validation)
+            return likelihood, rows, held_out, refill
         n_held_out = max(1, round(validation * len(rows)))
         if n_held_out >= len(rows):
-            return rows, None, refill
-        order = self._rng.permutation(len(rows))
-        return rows[order[n_held_out:]], rows[order[:n_held_out]], refill
+            return likelihood, rows, None, refill
+        order = rng.permutation(len(rows))
+        return likelihood, rows[order[n_held_out:]], rows[order[:n_held_out]], refill
 
-    def _compile(self, given, optimizer, state, batch_size, unpack) -> Chunk:
+    def _compile(self, likelihood, values, rows, batch_size, given) -> tuple[Optimizer, Chunk]:
         """Compile the loop, unless there is one that serves."""
-        n_rows = state.constants[1].shape[0]
+        n_rows = len(rows)
         if self._loop is not None:
-            (known, *sizes), chunk = self._loop
+            (known, *sizes), optimizer, chunk = self._loop
             if known is given and sizes == [batch_size, n_rows]:
-                return chunk
-        flow = self._flow
-        parameters, buffers = flow.parameters, flow.buffers
-        single = self._single
-
-        def draw(key):
-            if n_rows <= batch_size:
-                return jnp.arange(n_rows)
-            return jax.random.randint(key, (batch_size,), 0, n_rows)
-
-        def loss(packed, constants, rows):
-            known = dict(zip(parameters, unpack(packed), strict=True))
-            known |= zip(buffers, constants[0], strict=True)
-            values = [known[v] for v in flow.variables]
-            return -jax.vmap(lambda x: single(*values, x)[0])(constants[1][rows]).mean()
-
-        chunk = compile_chunk(draw, loss, optimizer, state, CHUNK_SIZE)
-        self._loop = (given, batch_size, n_rows), chunk
-        return chunk
+                return optimizer, chunk
+        trained, fixed = likelihood.trained(values), likelihood.fixed(values)
+        optimizer = make_optimizer(given, None, trained, likelihood.flow.parameters)
+        rates = learning_rates(likelihood.flow)
+        state = start_state(optimizer, trained, 1, rates, (fixed, jnp.asarray(rows)))
+        draw = likelihood.draw(n_rows, batch_size)
+        return optimizer, compile_chunk(draw, likelihood.loss, optimizer, state, CHUNK_SIZE)
 
     # --- what was learnt -----------------------------------------------------------------------
 
@@ -374,9 +309,11 @@ class DensityEstimator:
         ValueError
             If X has the wrong shape, or holds NaN.
         """
-        self._bind(_width(X))
-        rows, log_det = self._space.read(X)
-        return self._many(rows)[0] + log_det
+        rng = deepcopy(self._rng)
+        likelihood = self._bind(_width(X), rng)
+        rows, log_det = likelihood.space.read(X)
+        self._rng, self._likelihood = rng, likelihood  # now that X is known to fit
+        return likelihood.log_prob(likelihood.initial, rows) + log_det
 
     def sample(self, n: int, *, random_seed: RandomState = None) -> xr.Dataset:
         """Draw observations.
@@ -393,13 +330,11 @@ class DensityEstimator:
             With axis ``sample``. If the last layer is a model, it has the model's free variables
             with their dims and coords; otherwise the one variable ``x``.
         """
-        _check_count("n", n)
-        flow, rng = self.flow, self._rng
-        if random_seed is not None:
-            (seed,) = _get_seeds_per_chain(random_seed, 1)
-            rng = np.random.default_rng(seed)
-        noise = rng.normal(size=(n, flow.size)).astype(pytensor.config.floatX)
-        return self._space.label(self._forward(noise)[0])
+        check_positive("n", n)
+        likelihood = self._bound()
+        rng = self._rng if random_seed is None else make_rng(random_seed)
+        noise = rng.normal(size=(n, likelihood.size)).astype(pytensor.config.floatX)
+        return likelihood.space.label(likelihood.forward(likelihood.initial, noise))
 
     @property
     def parameters(self) -> xr.Dataset:
@@ -445,15 +380,8 @@ class DensityEstimator:
         ----------
         path : path-like
         """
-        probe = self._space_probe()
-        header = {
-            "format": FORMAT,
-            "version": VERSION,
-            "layers": _describe(self.flow),
-            "log_prob": float(self._many(probe[None])[0][0]),
-        }
-        arrays = [v.get_value() for v in self.flow.variables]
-        write_arrays(path, header, [*arrays, self.hist, self.validation, probe])
+        likelihood = self._bound()
+        write_density(path, likelihood, likelihood.initial, self.hist, self.validation)
 
     def load(self, path: str | os.PathLike) -> Self:
         """Read what another estimator with the same layers has learnt.
@@ -475,49 +403,24 @@ class DensityEstimator:
             If the file is damaged, of a newer version, or of other layers. The estimator is as it
             was before.
         """
-        header, arrays = read_arrays(path)
-        if header.get("format") != FORMAT:
-            raise ValueError(f"{path} does not hold a density estimator.")
-        if header["version"] > VERSION:
-            raise ValueError(
-                f"{path} was written by a newer version of this package; update pymc-emf."
-            )
-        *values, hist, validation, probe = arrays
-        was_bound = "_flow" in self.__dict__
-        try:
-            self._take(path, header, values, probe)
-        except ValueError:
-            if not was_bound:
-                self._unbind()
-            raise
-        self.hist, self.validation, self._fitted = hist, validation, True
+        saved = read_density(path)
+        likelihood = self._bind(saved.size, deepcopy(self._rng))
+        saved.check(likelihood)
+        store(likelihood.flow.variables, saved.values)
+        self._likelihood, self._fitted = likelihood, True
+        self.hist, self.validation = saved.hist, saved.validation
         return self
 
-    def _take(self, path, header, values, probe) -> None:
-        """Take over values from a file, or refuse it."""
-        variables = self._bind(len(probe)).variables
-        same = [(v.type.shape, v.type.dtype) for v in variables] == [
-            (a.shape, a.dtype.name) for a in values
-        ]
-        if not same or header["layers"] != _describe(self.flow):
-            raise ValueError(
-                f"{path} is of other layers ({', '.join(header['layers'])}) than this estimator "
-                f"({', '.join(_describe(self.flow))}); make it with the same ones."
-            )
-        before = [v.get_value() for v in variables]
-        store(variables, values)
-        # weights do not tell a permutation, or the numbers inside of a model
-        if not np.isclose(self._many(probe[None])[0][0], header["log_prob"], rtol=1e-3, atol=1e-3):
-            store(variables, before)
-            raise ValueError(
-                f"{path} is of layers of the same shape that do something else; make the "
-                "estimator with the same layers and the same model."
-            )
 
-    def _space_probe(self) -> np.ndarray:
-        """A point at which a loaded flow is compared with the saved one."""
-        noise = np.full((1, self.flow.size), 0.5, dtype=pytensor.config.floatX)
-        return self._forward(noise)[0][0]
+def _check_numbers(n: Any, batch_size: Any, patience: Any, validation: Any) -> None:
+    """Refuse numbers that no fit can have."""
+    check_positive("n", n)
+    check_positive("batch_size", batch_size)
+    if patience is not None:
+        check_positive("patience", patience)
+    number = isinstance(validation, int | float | np.number) and not isinstance(validation, bool)
+    if number and not (isinstance(validation, float) and 0 < validation < 1):
+        raise ValueError(f"validation must be a share between 0 and 1, got {validation!r}.")
 
 
 def _size_of(spec: LayerSpec) -> int | None:
@@ -533,26 +436,3 @@ def _width(X: Data) -> int | None:
     if isinstance(X, Mapping | xr.Dataset):
         return np.shape(X[ArraySpace.name])[-1] if set(X) == {ArraySpace.name} else None
     return np.shape(X)[-1] if np.ndim(X) else None
-
-
-def _space_of(flow: Chain, size: int) -> Space:
-    last = flow.layers[-1]
-    return ModelSpace(last.program) if isinstance(last, StructuredLayer) else ArraySpace(size)
-
-
-def _describe(flow: Chain) -> list[str]:
-    return [type(layer).__name__ for layer in flow.layers]
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
-
-
-def _progress(shown: bool, theme: Theme) -> CustomProgress:
-    return CustomProgress(
-        *Progress.get_default_columns(),
-        TextColumn("{task.fields[loss]}"),
-        console=Console(theme=theme),
-        disable=not shown,
-    )

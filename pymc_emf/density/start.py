@@ -1,6 +1,6 @@
 """Where a density estimator starts, and how fast it learns."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from pytensor.compile.sharedvalue import SharedVariable
 
 from pymc_emf.engine.batch import batch_jax
 from pymc_emf.engine.jax import jaxify
-from pymc_emf.layers import Affine, Chain, LowerTriangular, StructuredLayer
+from pymc_emf.layers import Chain, StructuredLayer
+from pymc_emf.layers.base import Framed
 from pymc_emf.model.parameter import Trainable
 
 __all__ = ["learning_rates", "start_from_moments"]
@@ -23,30 +24,43 @@ GATE_LEARNING_RATE = 0.0003
 MODEL_LEARNING_RATE = 0.01
 
 
-def start_from_moments(flow: Chain, rows: np.ndarray) -> None:
-    """Set the outermost affine layer to the mean and covariance of what reaches it."""
-    index = max(
-        (i for i, layer in enumerate(flow.layers) if isinstance(layer, Affine | LowerTriangular)),
-        default=None,
-    )
-    if index is None:
-        return
-    if index + 1 < len(flow.layers):
-        outer = Chain(flow.layers[index + 1 :])
+def start_from_moments(
+    flow: Chain, values: Sequence[np.ndarray], rows: np.ndarray
+) -> list[np.ndarray]:
+    """Values with the outermost frame at the mean and covariance of what reaches it.
+
+    Parameters
+    ----------
+    flow : Chain
+    values : sequence of ndarray
+        Of its variables.
+    rows : ndarray, shape (n, size)
+    """
+    layers, values = flow.layers, list(values)
+    framed = [i for i, layer in enumerate(layers) if isinstance(layer, Framed)]
+    if not framed:
+        return values
+    ends = np.cumsum([len(layer.variables) for layer in layers])
+    index = framed[-1]
+    if index + 1 < len(layers):
+        outer = Chain(layers[index + 1 :])
         value = pt.vector("value", shape=(rows.shape[1],), dtype=pytensor.config.floatX)
         function = jaxify([*outer.variables, value], [outer.inverse(value)[0]])
-        (rows,) = batch_jax(lambda values, x: function(*values, x), outer.variables)(rows)
+        inverse = batch_jax(lambda values, x: function(*values, x))
+        (rows,) = inverse(values[ends[index] :], rows)
         rows = rows[np.isfinite(rows).all(axis=1)]
     n, size = rows.shape
     if n < 2:
-        return
+        return values
     deviations = rows - rows.mean(axis=0)
     variances = np.maximum((deviations**2).mean(axis=0), np.finfo(rows.dtype).tiny)
     # few observations do not tell a covariance: shrink it towards the variances
     weight = n / (n + size)
     covariance = weight * deviations.T @ deviations / n + np.diag((1 - weight) * variances)
-    layer: Any = flow.layers[index]
-    layer.set(rows.mean(axis=0), np.linalg.cholesky(covariance))
+    layer: Any = layers[index]
+    own = slice(ends[index] - len(layer.variables), ends[index])
+    values[own] = layer.set_frame(values[own], rows.mean(axis=0), *layer.spread_of(covariance))
+    return values
 
 
 def _structured(layer: Any) -> Iterator[StructuredLayer]:

@@ -9,31 +9,27 @@ import numpy as np
 import pytensor.tensor as pt
 
 from pymc.pytensorf import compile as pymc_compile
-from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.replace import vectorize_graph
 from pytensor.tensor.variable import TensorVariable
 
-__all__ = ["batch_jax", "batch_pytensor"]
+__all__ = ["Batched", "batch_jax", "batch_pytensor"]
 
 #: Events per compiled call: enough to fill vector units, few enough to bound memory.
 BATCH_SIZE = 1000
 
+#: Of arrays whose first axes run over events.
 Batched = Callable[..., tuple[np.ndarray, ...]]
 
 
 def batch_jax(
-    function: Callable[..., tuple[Any, ...]],
-    variables: Sequence[SharedVariable],
-    size: int | None = None,
-) -> Batched:
-    """Vectorise and jit a JAX function of shared variables and one event.
+    function: Callable[..., tuple[Any, ...]], size: int | None = None
+) -> Callable[..., tuple[np.ndarray, ...]]:
+    """Vectorise and jit a JAX function of values and one event.
 
     Parameters
     ----------
     function : callable
         ``function(values, *event)`` returns a tuple.
-    variables : sequence of SharedVariable
-        Read at every call.
     size : int, optional
         Number of events in one compiled call, even if there are fewer; by default a power of two
         that holds them.
@@ -41,20 +37,20 @@ def batch_jax(
     Returns
     -------
     callable
-        Of one or more arrays whose first axes run over the events together; they are taken in
-        batches of one size.
+        Of the values, and of one or more arrays whose first axes run over the events together;
+        they are taken in batches of one size.
     """
 
     @jax.jit
     def compiled(values, events):
         return jax.vmap(lambda event: function(values, *event))(events)
 
-    def run(*events: np.ndarray) -> tuple[np.ndarray, ...]:
-        values = [jnp.asarray(v.get_value()) for v in variables]
+    def run(values: Sequence[Any], *events: np.ndarray) -> tuple[np.ndarray, ...]:
+        values = [jnp.asarray(value) for value in values]
         n_events = len(events[0])
         step = size or min(BATCH_SIZE, _next_power_of_two(n_events))
         pieces = []
-        for start in range(0, n_events, step):
+        for start in range(0, max(n_events, 1), step):  # without events, one tells the shapes
             present = min(step, n_events - start)
             piece = tuple(_pad(array[start : start + step], step) for array in events)
             pieces.append([np.asarray(output)[:present] for output in compiled(values, piece)])
@@ -64,7 +60,8 @@ def batch_jax(
 
 
 def _pad(array: np.ndarray, size: int) -> np.ndarray:
-    return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1), mode="edge")
+    width = [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1)
+    return np.pad(array, width, mode="edge" if len(array) else "constant")
 
 
 def batch_pytensor(event: TensorVariable, outputs: Sequence[Any], **compile_kwargs: Any) -> Batched:

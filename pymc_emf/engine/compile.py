@@ -57,7 +57,8 @@ class CompiledBijection:
                 f"{type(self.bijection).__name__} acts on vectors of {size} elements, got an "
                 f"array of shape {events.shape}."
             )
-        image, log_det = self._compiled(direction, event)(events.reshape((-1, *event)))
+        values = [v.get_value() for v in self.bijection.variables]
+        image, log_det = self._compiled(direction, event)(values, events.reshape((-1, *event)))
         return image.reshape((*batch, *image.shape[1:])), log_det.reshape(batch)
 
     def _compile(self, direction, shape):
@@ -65,11 +66,11 @@ class CompiledBijection:
         variables = self.bijection.variables
         outputs = getattr(self.bijection, direction)(event)
         single = jaxify([*variables, event], outputs)
-        return batch_jax(partial(_with_variables, single), variables)
+        return batch_jax(partial(_with_variables, single))
 
 
-def _with_variables(single, variables, event):
-    return tuple(single(*variables, event))
+def _with_variables(single, values, event):
+    return tuple(single(*values, event))
 
 
 def compile_bijection(bijection: Bijection) -> CompiledBijection:

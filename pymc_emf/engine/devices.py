@@ -1,5 +1,6 @@
 """Devices to which the draws of a step are dealt."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,7 +29,9 @@ def check_devices(devices: Any, n_draws: int) -> Devices:
     return devices
 
 
-def shardings(devices: Devices) -> tuple[NamedSharding | None, NamedSharding | None]:
+def shardings(
+    devices: Sequence[jax.Device] | None,
+) -> tuple[NamedSharding | None, NamedSharding | None]:
     """How draws are dealt to the devices, and how a copy of everything else is on each."""
     if devices is None:
         return None, None

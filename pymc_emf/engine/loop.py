@@ -11,11 +11,13 @@ import optax
 
 from jax.sharding import Sharding
 
+from pymc_emf.engine.optimizers import Optimizer, Values
+
 __all__ = ["CHUNK_SIZE", "MAX_BAD_STEPS", "Chunk", "LoopState", "compile_chunk", "start_state"]
 
-Parameters = Any
+Parameters = Any  # as an optimiser keeps them
 DrawFn = Callable[[jax.Array], Any]
-LossFn = Callable[[Parameters, Any, Any], jax.Array]
+LossFn = Callable[[Values, Any, Any], jax.Array]
 
 #: Steps of one compiled call. Callbacks, progress bar and Ctrl-C are served in between.
 CHUNK_SIZE = 100
@@ -31,6 +33,7 @@ class LoopState(NamedTuple):
     Attributes
     ----------
     parameters, optimizer : pytree
+        Trained values as the optimiser keeps them, and its own state.
     constants : pytree
         Passed on to the loss.
     step : int
@@ -73,27 +76,73 @@ class Chunk:
         state, losses = self._compiled.result()(state, key, n)
         return state, np.asarray(losses)[:n]
 
-    def as_text(self) -> str:
-        """The compiled program, for a look at what XLA has made of it."""
-        return str(self._compiled.result().as_text())
-
 
 _COMPILER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pymc_emf_compile")
 
 
 def start_state(
-    parameters: Parameters, optimizer: optax.GradientTransformation, constants: Any = ()
+    optimizer: Optimizer,
+    values: Values,
+    n: int,
+    rates: Values | None = None,
+    constants: Any = (),
 ) -> LoopState:
-    """State before the first step."""
-    parameters, constants = jax.tree.map(jnp.asarray, (parameters, constants))
+    """State before the first of ``n`` steps.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    values : sequence of array
+        Of the trained variables.
+    n : int
+    rates : sequence of array, optional
+        Peak learning rates, if the optimiser has such.
+    constants : pytree
+        Passed on to the loss.
+    """
+    parameters, constants = jax.tree.map(jnp.asarray, (optimizer.pack(values), constants))
     zero = jnp.zeros((), dtype=jnp.int32)
-    return LoopState(parameters, optimizer.init(parameters), constants, zero, zero)
+    return LoopState(parameters, optimizer.init(parameters, n, rates), constants, zero, zero)
+
+
+def _step(loss: LossFn, optimizer: Optimizer) -> Callable[..., tuple[LoopState, jax.Array]]:
+    """One optimisation step, as a function of the state and of its random numbers."""
+
+    def one_step(state: LoopState, drawn: Any) -> tuple[LoopState, jax.Array]:
+        def value_fn(parameters):
+            return loss(optimizer.unpack(parameters), state.constants, drawn)
+
+        value, gradient = jax.value_and_grad(value_fn)(state.parameters)
+        # not optax.apply_if_finite, which gives in after a number of steps and takes them
+        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
+        proceed = finite & (state.bad_steps < MAX_BAD_STEPS)
+
+        def advance(parameters, optimizer_state):
+            updates, optimizer_state = optimizer.update(
+                gradient, optimizer_state, parameters, value=value, value_fn=value_fn
+            )
+            return optax.apply_updates(parameters, updates), optimizer_state
+
+        # A branch: choosing between old and new by element would copy the whole state.
+        parameters, optimizer_state = jax.lax.cond(
+            proceed, advance, lambda *unchanged: unchanged, state.parameters, state.optimizer
+        )
+        bad_steps = jnp.where(proceed, 0, state.bad_steps + 1)
+        state = state._replace(
+            parameters=parameters,
+            optimizer=optimizer_state,
+            step=state.step + 1,
+            bad_steps=bad_steps,
+        )
+        return state, value
+
+    return one_step
 
 
 def compile_chunk(
     draw: DrawFn,
     loss: LossFn,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     state: LoopState,
     size: int,
     *,
@@ -109,8 +158,8 @@ def compile_chunk(
         of step i is ``fold_in(key, i)``, so that the result depends neither on ``size`` nor on
         where the loop was interrupted.
     loss : callable
-        ``loss(parameters, constants, drawn)``, a scalar.
-    optimizer : optax.GradientTransformation
+        ``loss(values, constants, drawn)`` of the trained variables' values, a scalar.
+    optimizer : Optimizer
     state : LoopState
         Gives shapes and types.
     size : int
@@ -128,28 +177,7 @@ def compile_chunk(
         Tracing is done; XLA works on in the background.
     """
     ahead = size if ahead is None else min(ahead, size)
-
-    def one_step(state: LoopState, drawn: Any) -> tuple[LoopState, jax.Array]:
-        value, gradient = jax.value_and_grad(loss)(state.parameters, state.constants, drawn)
-        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
-        proceed = finite & (state.bad_steps < MAX_BAD_STEPS)
-
-        def advance(parameters, optimizer_state):
-            updates, optimizer_state = optimizer.update(gradient, optimizer_state, parameters)
-            return optax.apply_updates(parameters, updates), optimizer_state
-
-        # A branch: choosing between old and new by element would copy the whole state.
-        parameters, optimizer_state = jax.lax.cond(
-            proceed, advance, lambda *unchanged: unchanged, state.parameters, state.optimizer
-        )
-        bad_steps = jnp.where(proceed, 0, state.bad_steps + 1)
-        state = state._replace(
-            parameters=parameters,
-            optimizer=optimizer_state,
-            step=state.step + 1,
-            bad_steps=bad_steps,
-        )
-        return state, value
+    one_step = _step(loss, optimizer)
 
     def steps(state: LoopState, key: jax.Array, n: jax.Array) -> tuple[LoopState, jax.Array]:
         # Loops with a dynamic length are the while loops that lax.scan would become, and serve

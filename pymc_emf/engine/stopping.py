@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["EXACT", "Stopping", "has_plateaued", "is_exact"]
+__all__ = ["EXACT", "Stopping", "has_plateaued", "is_exact", "rounding_hides"]
 
 #: Steps whose losses are averaged before they are compared with those of as many steps before.
 WINDOW = 1000
@@ -51,7 +51,7 @@ def has_plateaued(losses: np.ndarray, tol: float) -> bool:
     return bool(earlier.mean() - latest.mean() < max(tol, se))
 
 
-def is_exact(losses: np.ndarray, n_draws: int) -> bool:
+def is_exact(losses: np.ndarray, n_draws: int, window: int, dtype: np.dtype) -> bool:
     """Whether the log weights, of whose means these losses are, no longer vary.
 
     Half their variance is the divergence from the posterior, where that is small.
@@ -62,8 +62,19 @@ def is_exact(losses: np.ndarray, n_draws: int) -> bool:
         Of the last steps.
     n_draws : int
         Draws behind each of them.
+    window : int
+        Fewer losses tell nothing.
+    dtype : dtype
+        In which they were computed.
     """
-    if len(losses) < 2 or not np.isfinite(losses).all():
+    if len(losses) < max(window, 2) or not np.isfinite(losses).all():
         return False
     # the largest deviation, since a single one shows that there is something to learn
-    return bool(np.ptp(losses) < np.sqrt(2 * EXACT / n_draws))
+    smallest = np.sqrt(2 * EXACT / n_draws)
+    return bool(np.ptp(losses) < smallest) and not rounding_hides(losses, smallest, dtype)
+
+
+def rounding_hides(numbers: np.ndarray, smallest: float, dtype: np.dtype) -> bool:
+    """Whether numbers of this type are too large to show a difference as small as this."""
+    largest = np.abs(numbers).max().astype(dtype)
+    return not np.spacing(largest) < smallest

@@ -1,15 +1,20 @@
 """Layers: bijections of the whole vector."""
 
-from pymc_emf.layers.affine import Affine, LowerTriangular, LowRank
+from pymc_emf.layers.affine import Affine
 from pymc_emf.layers.autoregressive import MaskedAutoregressive
-from pymc_emf.layers.compose import Chain, Invert, Parallel
+from pymc_emf.layers.chain import Chain
 from pymc_emf.layers.coupling import Coupling
+from pymc_emf.layers.describe import describe
+from pymc_emf.layers.invert import Invert
+from pymc_emf.layers.low_rank import LowRank
+from pymc_emf.layers.lower_triangular import LowerTriangular
 from pymc_emf.layers.mixing import MixedParameters, mixed_layer
 from pymc_emf.layers.mixture import MixtureOfGaussians
+from pymc_emf.layers.parallel import Parallel
 from pymc_emf.layers.permutation import Permutation
 from pymc_emf.layers.presets import make_layers
 from pymc_emf.layers.spline import Spline
-from pymc_emf.layers.structured import StructuredLayer, describe
+from pymc_emf.layers.structured import StructuredLayer
 
 __all__ = [
     "Affine",

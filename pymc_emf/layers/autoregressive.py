@@ -7,14 +7,14 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
-from pymc_emf.bijections.core.base import Triangular
+from pymc_emf.layers.base import TriangularLayer
 from pymc_emf.layers.network import Network
 from pymc_emf.layers.parameters import LOW_PRECISION
 
 __all__ = ["MaskedAutoregressive"]
 
 
-class MaskedAutoregressive(Triangular):
+class MaskedAutoregressive(TriangularLayer):
     r"""Affine autoregressive layer with a masked network (MADE).
 
     Forward is one pass of the network, :math:`y_i = m_i(\varepsilon_{<i}) +
@@ -80,7 +80,11 @@ class MaskedAutoregressive(Triangular):
             return_updates=False,
         )[-1]
         _, log_scale = self.network(noise)
-        return noise, log_scale
+        return noise, -log_scale
+
+    @property
+    def hyperparameters(self):
+        return {"hidden": list(self.hidden), "reverse": self.reverse, "dtype": self.network.dtype}
 
     @property
     def parameters(self):

@@ -6,14 +6,14 @@ from itertools import pairwise
 import numpy as np
 import pytensor.tensor as pt
 
-from pymc_emf.bijections.core.base import Bijection
+from pymc_emf.layers.base import Layer
 from pymc_emf.layers.network import Network
 from pymc_emf.layers.parameters import LOW_PRECISION
 
 __all__ = ["Coupling"]
 
 
-class Coupling(Bijection):
+class Coupling(Layer):
     r"""Affine coupling layer.
 
     Some elements stay as they are, and a network computes from them the shift and the scale of all
@@ -72,6 +72,7 @@ class Coupling(Bijection):
             )
         self.steered = np.ones(size, dtype="int8")
         self.steered[self.steering] = 0
+        self.hidden = tuple(hidden)
         masks = [np.ones(pair) for pair in pairwise([len(self.steering), *hidden, 2 * size])]
         self.network = Network(masks, dtype, np.random.default_rng(random_seed))
 
@@ -86,6 +87,14 @@ class Coupling(Bijection):
     def inverse(self, value):
         shift, log_scale = self._shift_and_log_scale(value)
         return (value - shift) * pt.exp(-log_scale), -log_scale.sum()
+
+    @property
+    def hyperparameters(self):
+        return {
+            "steering": self.steering.tolist(),
+            "hidden": list(self.hidden),
+            "dtype": self.network.dtype,
+        }
 
     @property
     def parameters(self):

@@ -4,14 +4,14 @@ import numpy as np
 import pytensor.tensor as pt
 
 from pymc_emf.bijections.core.affine import LocScale
-from pymc_emf.bijections.core.base import Triangular
 from pymc_emf.bijections.families.mixture import MixtureOf
+from pymc_emf.layers.base import TriangularLayer, by_element
 from pymc_emf.layers.parameters import parameter
 
 __all__ = ["MixtureOfGaussians"]
 
 
-class MixtureOfGaussians(Triangular):
+class MixtureOfGaussians(TriangularLayer):
     r"""Quantile function of a mixture of normals, of every element its own (EMF Eq. 11).
 
     :math:`x = C^{-1}(\Phi(\varepsilon))` with :math:`C(x) = \sum_k w_k \Phi((x - m_k) / s_k)`.
@@ -82,6 +82,13 @@ class MixtureOfGaussians(Triangular):
 
     def to_noise(self, value):
         return self._mixture.to_noise(value)
+
+    def to_jax(self, size):
+        return by_element(self, size)
+
+    @property
+    def hyperparameters(self):
+        return {"n_components": self.n_components}
 
     @property
     def parameters(self):

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytensor.tensor as pt
 
-from pymc_emf.bijections.core.base import Bijection
+from pymc_emf.layers.base import Layer
 
 __all__ = ["Permutation"]
 
 
-class Permutation(Bijection):
+class Permutation(Layer):
     """Reorder the elements: output i is input ``order[i]``.
 
     Parameters
@@ -36,3 +36,7 @@ class Permutation(Bijection):
 
     def inverse(self, value):
         return value[np.argsort(self.order)], pt.zeros((), dtype=value.dtype)
+
+    @property
+    def hyperparameters(self):
+        return {"order": self.order.tolist()}

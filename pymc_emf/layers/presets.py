@@ -5,13 +5,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pymc_emf.bijections.core.base import Bijection
-from pymc_emf.layers.affine import Affine, LowerTriangular, LowRank
+from pymc_emf.layers.affine import Affine
 from pymc_emf.layers.autoregressive import MaskedAutoregressive
-from pymc_emf.layers.compose import Invert
 from pymc_emf.layers.coupling import Coupling
+from pymc_emf.layers.invert import Invert
+from pymc_emf.layers.low_rank import LowRank
+from pymc_emf.layers.lower_triangular import LowerTriangular
 from pymc_emf.layers.spline import Spline
 
-__all__ = ["PRESETS", "LayerSpec", "check_layers", "make_layers"]
+__all__ = ["PRESETS", "LayerSpec", "are_names", "check_layers", "make_layers"]
 
 LayerSpec = str | Bijection | Callable[[int], Bijection] | Sequence["LayerSpec"] | None
 
@@ -91,6 +93,13 @@ def check_layers(spec: LayerSpec) -> None:
             )
 
 
+def are_names(spec: LayerSpec) -> bool:
+    """Whether a specification is made of names alone, which a file can hold."""
+    if isinstance(spec, list | tuple):
+        return all(map(are_names, spec))
+    return isinstance(spec, str)
+
+
 def make_layers(
     spec: LayerSpec, size: int, rng: np.random.Generator, hubs: Hubs = ()
 ) -> list[Bijection]:
@@ -99,8 +108,8 @@ def make_layers(
     Parameters
     ----------
     spec : str, Bijection, callable, None or a sequence of these
-        A name of ``PRESETS``, a layer, a function from the size of the vector to a layer, or
-        several of them from the noise onwards. None is no layer.
+        As :func:`check_layers` lets it pass: a name of ``PRESETS``, a layer, a function from the
+        size of the vector to a layer, or several of them from the noise onwards. None is no layer.
     size : int
         Length of the vector.
     rng : Generator
@@ -111,11 +120,8 @@ def make_layers(
     Raises
     ------
     ValueError
-        If a name is unknown, or a layer has another size.
-    TypeError
-        If an entry is none of the above.
+        If a layer has another size.
     """
-    check_layers(spec)
     match spec:
         case None:
             return []
@@ -132,4 +138,6 @@ def make_layers(
         case list() | tuple():
             return [layer for entry in spec for layer in make_layers(entry, size, rng, hubs)]
         case _:
-            return make_layers(spec(size), size, rng, hubs)  # type: ignore[operator]
+            made = spec(size)  # type: ignore[operator]
+            check_layers(made)
+            return make_layers(made, size, rng, hubs)

@@ -3,13 +3,13 @@
 import numpy as np
 import pytensor.tensor as pt
 
-from pymc_emf.bijections.core.base import Triangular
+from pymc_emf.layers.base import TriangularLayer, by_element
 from pymc_emf.layers.parameters import parameter
 
 __all__ = ["Spline"]
 
 
-class Spline(Triangular):
+class Spline(TriangularLayer):
     r"""Elementwise monotone quadratic spline, linear in the tails.
 
     The derivative of every element's curve is positive and piecewise linear: its logs at evenly
@@ -47,7 +47,8 @@ class Spline(Triangular):
     """
 
     def __init__(self, size: int, *, bound: float = 5.0, knots: int = 11):
-        if knots < 3 or knots % 2 == 0:
+        whole = isinstance(knots, int | np.integer) and not isinstance(knots, bool)
+        if not whole or knots < 3 or knots % 2 == 0:
             raise ValueError(f"knots must be an odd number of at least 3, got {knots!r}.")
         if not bound > 0:
             raise ValueError(f"bound must be positive, got {bound!r}.")
@@ -89,7 +90,14 @@ class Spline(Triangular):
         knot, image, slope, bend = self._piece_of(value, images[:, 1:])
         up = value - image
         end_slope = pt.sqrt(slope**2 + 2 * bend * up)
-        return knot + 2 * up / (slope + end_slope), pt.log(end_slope)
+        return knot + 2 * up / (slope + end_slope), -pt.log(end_slope)
+
+    def to_jax(self, size):
+        return by_element(self, size)
+
+    @property
+    def hyperparameters(self):
+        return {"bound": float(self.at[-1]), "knots": len(self.at)}
 
     @property
     def parameters(self):

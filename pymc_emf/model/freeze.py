@@ -10,13 +10,13 @@ import pytensor
 
 from pymc.distributions.censored import CensoredRV
 from pymc.distributions.distribution import PartialObservedRV
-from pymc.distributions.mixture import _HurdleRV
 from pymc.model.transform.optimization import freeze_dims_and_data
 from pymc.vartypes import discrete_types
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.tensor.type import TensorType
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_emf._compat import HurdleRV
 from pymc_emf.exceptions import DiscreteVariableError
 
 __all__ = ["freeze"]
@@ -75,7 +75,7 @@ def _check(model: pm.Model) -> None:
         op = rv.owner.op
         if isinstance(op, PartialObservedRV):  # what is missing of an observed variable
             op = rv.owner.inputs[0].owner.op
-        if isinstance(op, CensoredRV | _HurdleRV):
+        if isinstance(op, CensoredRV | HurdleRV):
             raise DiscreteVariableError(
                 f"{rv.name} is censored or has a hurdle: single values have a probability, which "
                 "no continuous approximation can give them; let the variable behind it be free, "

@@ -17,11 +17,11 @@ from arviz_base.labels import BaseLabeller
 from arviz_stats.base import array_stats
 from pymc.util import RandomState
 
-from pymc_emf.variational.approximation import EMFApproximation
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+
+    from pymc_emf.variational.approximation import EMFApproximation
 
 #: Okabe and Ito's blue and vermilion, which the colour-blind can tell apart, and a grey.
 POSTERIOR, TRUTH, PRIOR = "#0072B2", "#D55E00", "0.45"

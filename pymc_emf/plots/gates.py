@@ -25,10 +25,11 @@ from pymc_emf.plots.common import (
     require_matplotlib,
     select_variables,
 )
-from pymc_emf.variational.approximation import EMFApproximation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from pymc_emf.variational.approximation import EMFApproximation
 
 __all__ = ["plot_gates"]
 

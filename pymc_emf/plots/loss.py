@@ -17,10 +17,11 @@ from pymc_emf.plots.common import (
     make_axes,
     require_matplotlib,
 )
-from pymc_emf.variational.approximation import EMFApproximation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from pymc_emf.variational.approximation import EMFApproximation
 
 __all__ = ["plot_loss"]
 
@@ -123,17 +124,23 @@ def plot_loss(
         label=f"{reason} after step {n:,}",
     )
 
-    late = losses[n // 2 :][finite[n // 2 :]]
-    low, high = np.quantile(losses[finite], [0.005, 0.9])
-    if len(late):
-        low, high = min(low, np.quantile(late, 0.005)), max(high, np.quantile(late, 0.995))
-    margin = max(0.08 * (high - low), (MIN_SPAN - (high - low)) / 2)
     ax.set(
         xlim=(0, n * 1.01),
-        ylim=(low - margin, high + margin),
+        ylim=_limits(losses, finite),
         xlabel="step",
         ylabel="negative ELBO, nats",
     )
     ax.ticklabel_format(axis="y", useOffset=False)
     add_legend(axes, above)
     return ax
+
+
+def _limits(losses: np.ndarray, finite: np.ndarray) -> tuple[float, float]:
+    """Ends of the axis: most losses, and next to all of the second half."""
+    n = len(losses)
+    late = losses[n // 2 :][finite[n // 2 :]]
+    low, high = np.quantile(losses[finite], [0.005, 0.9])
+    if len(late):
+        low, high = min(low, np.quantile(late, 0.005)), max(high, np.quantile(late, 0.995))
+    margin = max(0.08 * (high - low), (MIN_SPAN - (high - low)) / 2)
+    return float(low - margin), float(high + margin)

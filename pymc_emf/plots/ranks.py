@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +19,9 @@ from pymc_emf.plots.common import (
     require_matplotlib,
     select_variables,
 )
-from pymc_emf.variational.calibration import Calibration
+
+if TYPE_CHECKING:  # results are looked at, not made
+    from pymc_emf.calibration.result import Calibration
 
 __all__ = ["plot_ranks"]
 

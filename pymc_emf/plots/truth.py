@@ -32,10 +32,11 @@ from pymc_emf.plots.common import (
     select_variables,
     span_of,
 )
-from pymc_emf.variational.approximation import EMFApproximation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from pymc_emf.variational.approximation import EMFApproximation
 
 __all__ = ["plot_truth"]
 

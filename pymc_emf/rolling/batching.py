@@ -8,11 +8,12 @@ import numpy as np
 import pytensor.tensor as pt
 
 from pytensor.graph.basic import Apply
-from pytensor.graph.replace import _vectorize_node
 from pytensor.graph.traversal import ancestors, toposort
 from pytensor.scan.op import Scan
 from pytensor.tensor.type import TensorType
 from pytensor.tensor.variable import TensorVariable
+
+from pymc_emf._compat import vectorize_node
 
 __all__ = ["Body", "Input", "Values", "replicate"]
 
@@ -170,7 +171,7 @@ def replicate(
         elif isinstance(node.op, Scan) and _can_be_batched(node, inputs):
             rebuilt = _batch_scan(node, inputs)
         else:
-            rebuilt = _vectorize_node(node.op, node, *inputs)
+            rebuilt = vectorize_node(node.op, node, *inputs)
             rebuilt = rebuilt.outputs if isinstance(rebuilt, Apply) else rebuilt
         for old, new in zip(node.outputs, rebuilt, strict=True):
             memo.setdefault(old, new)

@@ -1,98 +1,46 @@
-"""The fitted approximation: a PyMC Approximation with vectorised sampling and diagnostics."""
+"""The fitted approximation: PyMC's interface, draws and what can be asked of a fit."""
 
-import logging
 import os
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pymc as pm
-import pytensor
-import pytensor.tensor as pt
 import xarray as xr
 
-from arviz_base import dict_to_dataset
-from pymc.backends.arviz import (
-    coords_and_dims_for_inferencedata,
-    find_constants,
-    find_observations,
-)
 from pymc.stats.convergence import log_warnings, run_convergence_checks
-from pymc.util import RandomState, _get_seeds_per_chain
+from pymc.util import RandomState
 from pymc.variational.approximations import SingleGroupApproximation
 from pymc.variational.opvi import VIState
 from pytensor.graph.replace import vectorize_graph
-from pytensor.tensor.variable import TensorVariable
 
-import pymc_emf
-
-from pymc_emf.bijections.numerics.special import normal_logpdf
-from pymc_emf.engine.batch import Batched, batch_jax, batch_pytensor
-from pymc_emf.engine.graph import depends_on_minibatch, draws_at_random
-from pymc_emf.engine.jax import jaxify
+from pymc_emf.arguments import check_positive, make_rng
 from pymc_emf.engine.stopping import Stopping
-from pymc_emf.exceptions import NonFiniteDrawsError
+from pymc_emf.layers.parameters import store
 from pymc_emf.model.parameter import constrained_value
-from pymc_emf.variational.diagnosis import (
-    HOPELESS_PARETO_K,
-    MIN_DRAWS,
-    Diagnosis,
-    average,
-    log_ratio,
-    missed_evidence,
-    resample,
-    smooth,
-    standard_deviation,
-)
+from pymc_emf.variational.check import weigh
+from pymc_emf.variational.diagnosis import Diagnosis, diagnose
+from pymc_emf.variational.draws import Draws
+from pymc_emf.variational.fit_data import fit_dataset, gates_dataset
 from pymc_emf.variational.group import N_MOMENT_DRAWS, EMFGroup
-from pymc_emf.variational.objective import Objective
-from pymc_emf.variational.persistence import write
+from pymc_emf.variational.importance import (
+    ELBO,
+    MIN_DRAWS,
+    estimate_elbo,
+    log_ratio,
+)
+from pymc_emf.variational.objective import Objective, Values
+from pymc_emf.variational.prepare import Prepared
+from pymc_emf.variational.record import FitRecord
+from pymc_emf.variational.saved_fit import write_fit
+from pymc_emf.variational.search import WarmStart
 from pymc_emf.variational.transport import Sampler, check_options, sample_noise
-from pymc_emf.variational.warm_start import WarmStart
 
-__all__ = ["ELBO", "EMFApproximation", "make_rng"]
+__all__ = ["EMFApproximation"]
 
-logger = logging.getLogger(__name__)
-
-#: How often draws that are not finite are drawn again.
-MAX_REDRAWS = 20
 #: Draws from the prior by which a missed mode is found.
 MAX_PRIOR_DRAWS = 1000
-#: Draws among which importance resampling chooses, for each one that is asked for, and at least.
-OVERSAMPLING, MIN_CANDIDATES = 10, 10_000
-
-
-def make_rng(random_seed: RandomState) -> np.random.Generator:
-    """Make a generator from anything that PyMC takes as a seed."""
-    (seed,) = _get_seeds_per_chain(random_seed, 1)
-    return np.random.default_rng(seed)
-
-
-@dataclass(frozen=True)
-class ELBO:
-    """Estimate of the evidence lower bound, in nats.
-
-    Attributes
-    ----------
-    mean, se : float
-        Average over the draws and its standard error.
-    draws : int
-    """
-
-    mean: float
-    se: float
-    draws: int
-
-    def __str__(self) -> str:
-        return f"ELBO {self.mean:.4f} ± {self.se:.4f} nats ({self.draws:,} draws)"
-
-
-def _check_draws(draws: Any) -> None:
-    if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
-        raise ValueError(f"draws must be a positive integer, got {draws!r}.")
 
 
 class EMFApproximation(SingleGroupApproximation):
@@ -107,11 +55,11 @@ class EMFApproximation(SingleGroupApproximation):
     warm_start : WarmStart
         How the fit started.
     stopping : Stopping or None
-        Why the last fit ended, ``reason`` and ``step``; None before a fit and after one by
-        PyMC's own loop.
+        Why the last fit ended, ``reason`` and ``step``; None before a fit.
     pareto_k : float or None
         Pareto k-hat of the log weights at the end of the last fit, which warns above 0.7.
-        Minus infinity where all weights are equal, infinity if a mode has been missed.
+        Minus infinity where all weights are equal, infinity if a mode has been missed; None if
+        the last check was interrupted.
     timing : dict
         Seconds: "rewrite" (PyTensor), "warm_start", "compile" (of the loop, as far as the fit
         waited for it: XLA works on it during the warm start), "step" (one step), "fit"
@@ -120,23 +68,55 @@ class EMFApproximation(SingleGroupApproximation):
 
     _group_class = EMFGroup
 
-    def __init__(self, objective: Objective, random_seed: RandomState = None):
-        model = objective.program.model
-        with model:
-            super().__init__(objective=objective, model=model)
-        self.objective = objective
-        self.hist = np.asarray(())
-        self.warm_start = WarmStart("none")
-        self.stopping: Stopping | None = None
-        self.pareto_k: float | None = None
-        self.timing: dict[str, float] = {}
-        self.recipe: dict[str, Any] = {}  # the method and its options, by which to make it again
-        self.compile_kwargs: dict[str, Any] | None = None  # of a fit by PyMC's own loop
+    def __init__(self, prepared: Prepared, random_seed: RandomState = None):
+        with prepared.model:
+            super().__init__(objective=prepared.objective, model=prepared.model)
+        self.prepared = prepared
+        self.objective: Objective = prepared.objective
+        self.record = FitRecord()
+        self._draws = Draws(prepared.objective)
         self._rng = make_rng(random_seed)
 
+    # --- values and record --------------------------------------------------------------------
+
     @property
-    def model(self) -> pm.Model:
-        return self.objective.program.model
+    def values(self) -> list[np.ndarray]:
+        """Values of ``objective.variables``.
+
+        PyMC's symbolic interface reads the variables, and its own loop and optimisers write them;
+        everything else takes these values as an argument.
+        """
+        return [v.get_value() for v in self.objective.variables]
+
+    def adopt(self, values: Values, record: FitRecord | None = None) -> None:
+        """Take over values, and what is known of the fit that they are from."""
+        store(self.objective.variables, values)
+        if record is not None:
+            self.record = record
+
+    @property
+    def hist(self) -> np.ndarray:
+        return self.record.hist
+
+    @hist.setter
+    def hist(self, losses: np.ndarray) -> None:  # as PyMC's own loop does
+        self.record = replace(self.record, hist=losses)
+
+    @property
+    def warm_start(self) -> WarmStart:
+        return self.record.warm_start
+
+    @property
+    def stopping(self) -> Stopping | None:
+        return self.record.stopping
+
+    @property
+    def pareto_k(self) -> float | None:
+        return self.record.pareto_k
+
+    @property
+    def timing(self) -> dict[str, float]:
+        return self.record.timing
 
     @property
     def random_state(self) -> dict[str, Any]:
@@ -161,71 +141,14 @@ class EMFApproximation(SingleGroupApproximation):
 
     def use_backend(self, compile_kwargs: dict[str, Any] | None) -> None:
         """Compile what follows with JAX (None) or with PyTensor's ``compile_kwargs``."""
-        self.compile_kwargs = compile_kwargs
-        for name in ("_constrain", "_weigh", "_log_q"):
-            self.__dict__.pop(name, None)
+        if compile_kwargs != self._draws.compile_kwargs:
+            self._draws = Draws(self.objective, compile_kwargs)
 
     # --- draws -----------------------------------------------------------------------------
-
-    def _batched(self, event: TensorVariable, outputs: list[Any]) -> Batched:
-        """Compile a graph that depends on one event, for many, with the backend of the fit."""
-        if self.compile_kwargs is not None:
-            return batch_pytensor(event, outputs, **self.compile_kwargs)
-        variables = self.objective.variables
-        single = jaxify([*variables, event], outputs, check_bounds=self.objective.check_bounds)
-        return batch_jax(lambda values, event: tuple(single(*values, event)), variables)
-
-    @cached_property
-    def _constrain(self) -> tuple[list[str], Batched]:
-        """Names and values of the variables of the model, as a function of the flat value."""
-        structured, program = self.objective.structured, self.objective.program
-        value = self.objective.noise("value")
-        constrained = structured.constrain(value)
-        outputs: dict[str, TensorVariable] = {str(rv.name): x for rv, x in constrained.items()}
-        for site in program.sites:
-            if site.transform is not None:
-                outputs[site.value_name] = site.take(value)
-        deterministics = [
-            det for det in program.frozen.deterministics if not depends_on_minibatch(det)
-        ]
-        given = program.given(deterministics, constrained) if deterministics else []
-        outputs.update(
-            (det.name, x)
-            for det, x in zip(deterministics, given, strict=True)
-            if not draws_at_random(x)
-        )
-        try:
-            return list(outputs), self._batched(value, list(outputs.values()))
-        except NotImplementedError as error:
-            for name, x in outputs.items():
-                try:
-                    self._batched(value, [x])
-                except NotImplementedError as reason:
-                    raise NotImplementedError(f"{name} cannot be compiled. {reason}") from error
-            raise
-
-    @cached_property
-    def _weigh(self) -> Batched:
-        """Value, log joint density and log density of the approximation, as of noise."""
-        batches = self.objective.program.log_density_batches(self.objective.noise("value"))
-        if self.compile_kwargs is None or any(depends_on_minibatch(b) for _, b in batches):
-            return self.objective.weigh  # which goes over all data
-        noise = self.objective.noise()
-        value, log_q = self.objective.symbolic_log_q(noise)
-        log_p = pt.add(
-            *(
-                batch.sum() if batch.ndim else len(names) * batch
-                for names, batch in self.objective.program.log_density_batches(value)
-            )
-        )
-        return batch_pytensor(noise, [value, log_p, log_q], **self.compile_kwargs)
 
     def _generator(self, random_seed: RandomState) -> np.random.Generator:
         """Random stream of a seed, or that of the fit."""
         return self._rng if random_seed is None else make_rng(random_seed)
-
-    def _noise(self, draws: int, rng: np.random.Generator) -> np.ndarray:
-        return rng.normal(size=(draws, self.objective.size)).astype(pytensor.config.floatX)
 
     def sample(
         self,
@@ -273,7 +196,7 @@ class EMFApproximation(SingleGroupApproximation):
             If next to no draw is a number that floats can hold, at which the model has a density.
             Where some are not, others take their place, with a warning.
         """
-        _check_draws(draws)
+        check_positive("draws", draws)
         if importance and not return_inferencedata:
             raise TypeError("importance=True needs return_inferencedata=True.")
         if not return_inferencedata:
@@ -283,82 +206,19 @@ class EMFApproximation(SingleGroupApproximation):
         if kwargs:
             raise TypeError(f"sample() got unexpected arguments: {', '.join(kwargs)}.")
         attrs: dict[str, float] = {}
-        rng = self._generator(random_seed)
+        rng, values = self._generator(random_seed), self.values
         if importance:
-            value, stats, attrs = self._resampled(draws, rng)
-        elif self.objective.has_minibatches:  # a log density of all data might take minutes
-            value, log_q = self._finite_draws(self.objective.transform, draws, rng)
+            flat, stats, attrs = self._draws.resampled(values, draws, rng)
+        elif self.objective.target.minibatches:  # a log density of all data might take minutes
+            flat, log_q = self._draws.finite(self.objective.transform, values, draws, rng)
             stats = {"lq": log_q}
         else:
-            value, log_p, log_q = self._finite_draws(self._weigh, draws, rng)
+            flat, log_p, log_q = self._draws.finite(self._draws.weigh, values, draws, rng)
             stats = {"lp": log_p, "lq": log_q}
-        tree = self._to_datatree(
-            value[None],
-            {name: values[None] for name, values in stats.items()},
-            include_transformed,
-        )
+        stats = {name: array[None] for name, array in stats.items()}
+        tree = self._to_datatree(values, flat[None], stats, include_transformed)
         tree["sample_stats"].attrs |= attrs
         return tree
-
-    def _finite_draws(
-        self, evaluate: Batched, draws: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, ...]:
-        """Draws, and what is evaluated with them: value, log densities.
-
-        Those that floats cannot hold, or where the model has no density, are drawn again.
-        """
-        outputs = evaluate(self._noise(draws, rng))
-        wrong = np.flatnonzero(~self._are_finite(*outputs))
-        n_wrong = len(wrong)
-        for _ in range(MAX_REDRAWS):
-            if not len(wrong):
-                break
-            again = evaluate(self._noise(len(wrong), rng))
-            for old, new in zip(outputs, again, strict=True):
-                old[wrong] = new
-            wrong = wrong[~self._are_finite(*(output[wrong] for output in outputs))]
-        if len(wrong):
-            what = self._overflowing(outputs[0][wrong])
-            raise NonFiniteDrawsError(
-                f"{what} not finite at {n_wrong:,} of {draws:,} draws, and at most of those in "
-                "their place; check the scales of the priors, or give the fit more steps (n=)."
-            )
-        if n_wrong:
-            logger.warning(
-                "Others took the place of %d of %d draws that overflowed, or where the model has "
-                "no density; check the scales of the priors.",
-                n_wrong,
-                draws,
-            )
-        return outputs
-
-    def _are_finite(self, value: np.ndarray, *log_densities: np.ndarray) -> np.ndarray:
-        """Whether all free variables of each draw are finite, in value space and in their own."""
-        finite = np.isfinite(value).all(axis=1)
-        for log_density in log_densities:
-            finite &= np.isfinite(log_density)
-        # only what is huge in value space may overflow on the way to the model's own
-        huge = np.log(np.finfo(value.dtype).max)
-        suspects = np.flatnonzero(finite & (np.abs(value) > huge).any(axis=1))
-        if len(suspects):
-            for _, constrained in self._free_variables(value[suspects]):
-                axes = tuple(range(1, constrained.ndim))
-                finite[suspects] &= np.isfinite(constrained).all(axis=axes)
-        return finite
-
-    def _overflowing(self, value: np.ndarray) -> str:
-        """What is not finite at these values: a free variable, or else the log density."""
-        for name, constrained in self._free_variables(value):
-            if not np.isfinite(constrained).all():
-                return f"{name} is"
-        return "The log density of the model is"
-
-    def _free_variables(self, value: np.ndarray) -> list[tuple[str, np.ndarray]]:
-        """Name and values of every free variable at flat values of shape (draws, size)."""
-        names, constrain = self._constrain
-        free = {site.name for site in self.objective.program.sites}
-        constrained = zip(names, constrain(value), strict=True)
-        return [(name, array) for name, array in constrained if name in free]
 
     def nuts(
         self,
@@ -378,9 +238,8 @@ class EMFApproximation(SingleGroupApproximation):
         r"""Draw from the posterior itself, by NUTS in the noise of the fitted flow.
 
         Where the flow F fits, the posterior in its noise, of density
-        :math:`p(y, F(\varepsilon))\,|\det F'(\varepsilon)|`, is nearly standard normal whatever
-        its shape was: NUTS takes long steps there, and does not diverge in funnels. Where it
-        does not, NUTS still draws from the posterior, if more slowly.
+        :math:`p(y, F(\varepsilon))\,|\det F'(\varepsilon)|`, is nearly standard normal. Where
+        it does not, NUTS still draws from the posterior, if more slowly.
 
         Parameters
         ----------
@@ -418,6 +277,8 @@ class EMFApproximation(SingleGroupApproximation):
             such sampler.
         ImportError
             If the sampler is not installed.
+        KeyboardInterrupt
+            After Ctrl-C before anything has been drawn; later, the draws so far are returned.
 
         References
         ----------
@@ -436,11 +297,12 @@ class EMFApproximation(SingleGroupApproximation):
         >>> dict(idata.posterior.sizes)
         {'chain': 4, 'draw': 100}
         """
-        _check_draws(draws)
+        check_positive("draws", draws)
         sampler = check_options(tune, chains, target_accept, nuts_sampler)
-        rng = self._generator(random_seed)
+        rng, values = self._generator(random_seed), self.values
         noise, stats, attrs = sample_noise(
             self.objective,
+            values,
             draws,
             tune=tune,
             chains=chains,
@@ -451,87 +313,19 @@ class EMFApproximation(SingleGroupApproximation):
             progressbar=progressbar,
             quiet=quiet,
         )
-        value, log_p, _ = self.objective.weigh(noise.reshape(-1, noise.shape[-1]))
+        flat, log_p, _ = self.objective.weigh(values, noise.reshape(-1, noise.shape[-1]))
         stats["lp"] = log_p.reshape(noise.shape[:2])
-        tree = self._to_datatree(value.reshape(noise.shape), stats, include_transformed)
+        tree = self._to_datatree(values, flat.reshape(noise.shape), stats, include_transformed)
         tree["posterior"].attrs |= attrs
         if compute_convergence_checks and not quiet:
             log_warnings(run_convergence_checks(tree, self.model))
         return tree
 
-    def _resampled(self, draws: int, rng: np.random.Generator):
-        """Values, statistics and attributes of draws taken by their importance weights."""
-        n = self.objective.affordable(max(OVERSAMPLING * draws, MIN_CANDIDATES))
-        value, log_p, log_q = self._finite_draws(self._weigh, n, rng)
-        smoothed = smooth(log_ratio(log_p, log_q))
-        if not smoothed.pareto_k <= HOPELESS_PARETO_K:
-            logger.warning(
-                "Pareto k-hat is %.2f, above %.1f: importance resampling cannot mend the "
-                "approximation. Give the fit more steps (n=), or use approx.nuts().",
-                smoothed.pareto_k,
-                HOPELESS_PARETO_K,
-            )
-        chosen = resample(smoothed.log_weights, draws, rng)
-        stats = {"lp": log_p, "lq": log_q, "log_weight": smoothed.log_weights}
-        return (
-            value[chosen],
-            {name: values[chosen] for name, values in stats.items()},
-            {"pareto_k": smoothed.pareto_k},
-        )
-
-    def _to_datatree(
-        self, value: np.ndarray, sample_stats: Mapping[str, Any], include_transformed: bool | None
-    ) -> xr.DataTree:
-        """Put flat values, of shape (chain, draw, size), and their statistics into groups."""
-        # of the model as it was fitted, whatever pm.set_data has done since
-        frozen = self.objective.program.frozen
-        coords, dims = coords_and_dims_for_inferencedata(frozen)
-
-        def dataset(variables, **kwargs):
-            return dict_to_dataset(
-                variables, inference_library=pymc_emf, coords=coords, dims=dims, **kwargs
-            )
-
-        groups = {
-            "posterior": dataset(self._posterior(value, include_transformed)),
-            "sample_stats": dataset(sample_stats),
-            "fit": self._fit_dataset(),
-        }
-        for name, variables in (
-            ("observed_data", find_observations(frozen)),
-            ("constant_data", find_constants(frozen)),
-        ):
-            if variables:
-                groups[name] = dataset(variables, sample_dims=[])
-        return xr.DataTree.from_dict(groups)
-
-    def _posterior(
-        self, value: np.ndarray, include_transformed: bool | None
-    ) -> dict[str, np.ndarray]:
-        """Variables of the model at flat values of shape (chain, draw, size), in its order."""
-        names, constrain = self._constrain
-        arrays = constrain(value.reshape(-1, value.shape[-1]))
-        posterior = {
-            name: array.reshape(*value.shape[:2], *array.shape[1:])
-            for name, array in zip(names, arrays, strict=True)
-        }
+    def _to_datatree(self, values, flat, stats, include_transformed: bool | None) -> xr.DataTree:
         if include_transformed is None:
             include_transformed = getattr(self.groups[0], "include_transformed", False)
-        if not include_transformed:
-            for site in self.objective.program.sites:
-                if site.transform is not None:
-                    del posterior[site.value_name]
-        order = {name: i for i, name in enumerate(self.model.named_vars)}
-        return dict(sorted(posterior.items(), key=lambda item: order.get(item[0], -1)))
-
-    def _fit_dataset(self) -> xr.Dataset:
-        gates = self.gates.rename({name: f"{name}_gate" for name in self.gates.data_vars})
-        elbo = xr.DataArray(-np.asarray(self.hist, dtype=float), dims=["step"], name="elbo")
-        return gates.assign(elbo=elbo).assign_attrs(
-            inference_library="pymc_emf",
-            inference_library_version=pymc_emf.__version__,
-            stopped="" if self.stopping is None else self.stopping.reason,
-        )
+        fit = fit_dataset(self.gates, self.record)
+        return self._draws.to_datatree(values, flat, stats, fit, bool(include_transformed))
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the approximation to a file, which :func:`pymc_emf.load` reads.
@@ -542,31 +336,14 @@ class EMFApproximation(SingleGroupApproximation):
         ----------
         path : path-like
         """
-        write(path, self)
+        write_fit(path, self.prepared, self.values, self.record, self.random_state)
 
     # --- what the fit says -----------------------------------------------------------------
 
     @property
     def gates(self) -> xr.Dataset:
         """Gate of every element: 1 where the prior is embedded, 0 where it is bypassed."""
-        coords, dims = coords_and_dims_for_inferencedata(self.objective.program.frozen)
-        structured = self.objective.structured
-        values = structured.gates([p.get_value() for p in structured.own_parameters])
-        sites = self.objective.program.sites_in_model_order
-        # a transform that drops a dimension leaves elements without the variable's coords
-        named: dict[Any, Any] = {
-            s.name: dims[s.name] for s in sites if s.shape == s.rv_shape and s.name in dims
-        }
-        for site in sites:
-            if site.shape != site.rv_shape:
-                named[site.name] = [f"{site.value_name}_dim_{i}" for i in range(len(site.shape))]
-        return dict_to_dataset(
-            {site.name: np.array(values[site.name]) for site in sites},
-            inference_library=pymc_emf,
-            coords=coords,
-            dims=named,
-            sample_dims=[],
-        )
+        return gates_dataset(self.objective, self.values)
 
     @property
     def parameters(self) -> xr.Dataset:
@@ -591,11 +368,13 @@ class EMFApproximation(SingleGroupApproximation):
         ValueError
             If ``draws`` is not a positive integer.
         """
-        _check_draws(draws)
-        _, log_p, log_q = self._weigh(self._noise(draws, self._generator(random_seed)))
-        log_weights = log_ratio(log_p, log_q)
-        se = standard_deviation(log_weights, ddof=1) / np.sqrt(draws) if draws > 1 else np.nan
-        return ELBO(average(log_weights), float(se), int(draws))
+        check_positive("draws", draws)
+        return estimate_elbo(self._log_weights(draws, self._generator(random_seed)))
+
+    def _log_weights(self, draws: int, rng: np.random.Generator) -> np.ndarray:
+        """Log importance weights of fresh draws, in nats."""
+        _, log_p, log_q = self._draws.weigh(self.values, self._draws.noise(draws, rng))
+        return log_ratio(log_p, log_q)
 
     def diagnose(self, draws: int = 10_000, *, random_seed: RandomState = None) -> Diagnosis:
         """Tell how far the approximation can be trusted, from importance weights of fresh draws.
@@ -627,38 +406,15 @@ class EMFApproximation(SingleGroupApproximation):
         >>> approx.diagnose(1000).advice
         'Use it: the importance weights are well-behaved.'
         """
-        _check_draws(draws)
+        check_positive("draws", draws)
         if draws < MIN_DRAWS:
             raise ValueError(f"diagnose needs draws of at least {MIN_DRAWS}, got {draws}.")
         rng = self._generator(random_seed)
-        _, log_p, log_q = self._weigh(self._noise(draws, rng))
-        log_weights = log_ratio(log_p, log_q)
-        smoothed = smooth(log_weights)
-        n_prior = self.objective.affordable(min(draws, MAX_PRIOR_DRAWS))
-        prior_log_weights = self.objective.prior_log_weights(self._noise(n_prior, rng))
-        missed = missed_evidence(smoothed, prior_log_weights)
-        se = standard_deviation(log_weights, ddof=1) / np.sqrt(draws) if draws > 1 else np.nan
-        stopping = self.stopping
-        return Diagnosis(
-            pareto_k=np.inf if missed else smoothed.pareto_k,
-            missed=missed,
-            elbo=average(log_weights),
-            elbo_se=float(se),
-            log_evidence=smoothed.log_evidence,
-            log_evidence_se=smoothed.se,
-            ess=smoothed.ess,
-            draws=int(draws),
-            gates=self.gates,
-            warm_start=self.warm_start.chosen,
-            stopped="" if stopping is None else f"{stopping.reason}, after step {stopping.step:,}",
-        )
-
-    @cached_property
-    def _log_q(self) -> Batched:
-        value = self.objective.noise("value")
-        noise, log_det = self.objective.flow.inverse(value)
-        log_q = normal_logpdf(noise).sum() + log_det
-        return self._batched(value, [log_q])
+        log_weights = self._log_weights(draws, rng)
+        n_prior = self.objective.target.affordable(min(draws, MAX_PRIOR_DRAWS))
+        prior_noise = self._draws.noise(n_prior, rng)
+        weighed = weigh(self.objective, self.values, log_weights, prior_noise)
+        return diagnose(weighed, self.gates, self.record)
 
     def log_prob(self, point: Mapping[str, Any] | np.ndarray) -> np.ndarray:
         """Log density of the approximation at unconstrained values.
@@ -682,37 +438,10 @@ class EMFApproximation(SingleGroupApproximation):
         ValueError
             If a value has the wrong shape.
         """
-        flat = self._flatten(point)
+        flat = self._draws.flatten(point)
         batch = flat.shape[:-1]
-        (log_q,) = self._log_q(flat.reshape(-1, flat.shape[-1]))
+        (log_q,) = self._draws.log_q(self.values, flat.reshape(-1, flat.shape[-1]))
         return log_q.reshape(batch)
-
-    def _flatten(self, point: Mapping[str, Any] | np.ndarray) -> np.ndarray:
-        dtype = pytensor.config.floatX
-        if not isinstance(point, Mapping):
-            flat = np.asarray(point, dtype=dtype)
-            if flat.ndim == 0 or flat.shape[-1] != self.objective.size:
-                raise ValueError(
-                    f"The last axis of the values must have {self.objective.size} elements, "
-                    f"got shape {flat.shape}."
-                )
-            return flat
-        pieces = []
-        for site in self.objective.program.sites_in_model_order:
-            if site.value_name not in point:
-                raise KeyError(
-                    f"The point lacks the unconstrained value {site.value_name} of {site.name}."
-                )
-            value = np.asarray(point[site.value_name], dtype=dtype)
-            n_batch = value.ndim - len(site.shape)
-            if n_batch < 0 or value.shape[n_batch:] != site.shape:
-                raise ValueError(
-                    f"The value {site.value_name} must end in shape {site.shape}, "
-                    f"got shape {value.shape}."
-                )
-            pieces.append(value.reshape(*value.shape[:n_batch], site.size))
-        batch = np.broadcast_shapes(*(piece.shape[:-1] for piece in pieces))
-        return np.concatenate([np.broadcast_to(p, (*batch, p.shape[-1])) for p in pieces], axis=-1)
 
     @property
     def state(self) -> VIState:

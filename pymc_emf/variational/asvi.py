@@ -1,13 +1,55 @@
 """Automatic structured variational inference as a method: ``pm.fit(method=ASVI())``."""
 
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import pymc as pm
 
 from pymc.util import RandomState
 
-from pymc_emf.layers import MixedParameters, mixed_layer
-from pymc_emf.variational.inference import LEARNING_RATE, EMFApprox
+from pymc_emf.layers import StructuredLayer
+from pymc_emf.layers.mixing import MixedParameters, mixed_layer
+from pymc_emf.model.program import Program
+from pymc_emf.variational.method import EMFApprox
+from pymc_emf.variational.objective import Gradient
+from pymc_emf.variational.options import LEARNING_RATE
 
-__all__ = ["ASVI"]
+__all__ = ["ASVI", "ASVIOptions"]
+
+
+@dataclass(frozen=True)
+class ASVIOptions:
+    """What chooses an approximation by ASVI; :class:`ASVI` explains the field.
+
+    Raises
+    ------
+    ValueError
+        If the weight is none.
+    """
+
+    method: ClassVar[str] = "ASVI"
+    gate_rate: ClassVar[float] = LEARNING_RATE
+    warm_start: ClassVar[bool] = False
+    gradient: ClassVar[Gradient] = "reparameterised"
+    start: ClassVar[None] = None
+    layers: ClassVar[None] = None
+
+    prior_weight: float = 0.5
+
+    def __post_init__(self):
+        MixedParameters.check_options(self.prior_weight)
+
+    def structured(self, program: Program) -> StructuredLayer:
+        """The model with mixed parameters."""
+        return mixed_layer(program, self.prior_weight)
+
+    def to_file(self) -> dict[str, Any]:
+        """Options that a file can hold."""
+        return {"prior_weight": self.prior_weight}
+
+    def settings(self) -> dict[str, Any]:
+        """What decides how a fit goes."""
+        return self.to_file()
 
 
 class ASVI(EMFApprox):
@@ -60,8 +102,6 @@ class ASVI(EMFApprox):
     True
     """
 
-    _gate_rate = LEARNING_RATE
-
     def __init__(
         self,
         model: pm.Model | None = None,
@@ -69,19 +109,4 @@ class ASVI(EMFApprox):
         prior_weight: float = 0.5,
         random_seed: RandomState = None,
     ):
-        MixedParameters.check_options(prior_weight)
-        self.prior_weight = prior_weight
-        super().__init__(
-            model,
-            layers=None,
-            gate=None,
-            warm_start=False,
-            gradient="reparameterised",
-            random_seed=random_seed,
-        )
-
-    def _options(self):
-        return {"prior_weight": self.prior_weight}
-
-    def _structured_layer(self, program):
-        return mixed_layer(program, self.prior_weight)
+        self._initialise(model, ASVIOptions(prior_weight), random_seed)

@@ -1,38 +1,50 @@
 """A fit in a file while it runs, so that it can be taken up where it was left."""
 
-import json
 import logging
 import os
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import pytensor
 
-from pymc_emf.engine.loop import LoopState
-from pymc_emf.engine.run import Run
-from pymc_emf.layers.parameters import store
-from pymc_emf.variational.objective import Objective
-from pymc_emf.variational.persistence import (
-    check_layers,
-    check_model,
-    check_settings,
-    read,
-    restore,
-    write,
-)
+from pymc_emf.engine.trainer import Run
+from pymc_emf.variational.files import Saved, check_settings, probe_noise, read_file
+from pymc_emf.variational.prepare import Prepared, Steps
+from pymc_emf.variational.record import FitRecord
+from pymc_emf.variational.saved_fit import read_record, values_of, write_fit
+from pymc_emf.variational.start import Started
+from pymc_emf.variational.train import begin_run
 
-if TYPE_CHECKING:
-    from pymc_emf.variational.approximation import EMFApproximation
-
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "TakenUp"]
 
 logger = logging.getLogger(__name__)
 
-#: Points at which the log density of a model is compared with that of the file.
-N_PROBES = 3
+
+@dataclass(frozen=True)
+class TakenUp:
+    """A fit as its file has it.
+
+    Attributes
+    ----------
+    run : Run
+    started : Started
+        With the values before the first step.
+    n_earlier : int
+        Number of losses that were recorded before this run.
+    record : FitRecord
+    random_state, draws_state : dict
+        State of the fit's random stream, and of that of the draws.
+    """
+
+    run: Run
+    started: Started
+    n_earlier: int
+    record: FitRecord
+    random_state: dict[str, Any]
+    draws_state: dict[str, Any]
 
 
 class Checkpoint:
@@ -50,100 +62,97 @@ class Checkpoint:
     ------
     ValueError
         If there is a file which is damaged, or not of a fit with ``checkpoint=``.
-    FileNotFoundError
-        If there is no folder for it.
     """
 
-    def __init__(self, path: str | os.PathLike, every: int, settings: dict[str, Any]):
+    def __init__(self, path: str | os.PathLike, every: int, settings: Mapping[str, Any]):
         self.path = Path(path)
-        if not self.path.parent.is_dir():
-            raise FileNotFoundError(f"There is no folder {self.path.parent} for the checkpoint.")
         self.every = every
-        # as they will be read again
-        self.settings = json.loads(json.dumps(settings, default=lambda number: number.item()))
+        self.settings = settings
         self._written: int | None = None
-        self._saved = read(path) if self.path.exists() else None
-        if self._saved is not None and "fit" not in self._saved.header:
-            raise ValueError(
-                f"{path} holds an approximation that was saved, not a fit on its way; give another "
-                "checkpoint=."
-            )
+        self._saved: Saved | None = None
+        if self.path.exists():
+            self._saved = read_file(path, "approximation")
+            if "fit" not in self._saved.header:
+                raise ValueError(
+                    f"{path} holds an approximation that was saved, not a fit on its way; give "
+                    "another checkpoint=."
+                )
 
     @property
     def exists(self) -> bool:
         """Whether there is a fit to take up."""
         return self._saved is not None
 
-    def check(self, approx: "EMFApproximation") -> None:
-        """Refuse to take up another fit, as far as that shows without evaluating the model."""
-        if self._saved is None:
-            return
-        header = self._saved.header
-        check_model(self.path, header["model"], approx.objective.program)
-        settings = dict(self.settings)
-        if settings["random_seed"] is None:  # any will do
-            settings["random_seed"] = header["fit"]["settings"]["random_seed"]
-        check_settings(self.path, header["fit"]["settings"], settings)
-        check_layers(approx, self._saved)
+    def check(self, prepared: Prepared) -> None:
+        """Refuse to take up another fit, as far as that shows without evaluating the model.
 
-    def take_up(
-        self, approx: "EMFApproximation", like: LoopState
-    ) -> tuple[Run, list[np.ndarray], list[np.ndarray] | None, dict[str, Any]]:
-        """Bring the approximation to where the fit was.
+        Raises
+        ------
+        ValueError
+        """
+        saved = self._saved
+        if saved is None:
+            return
+        saved.check_variables(prepared.program)
+        old, settings = saved.header["fit"]["settings"], dict(self.settings)
+        if settings["random_seed"] is None:  # any will do
+            settings["random_seed"] = old["random_seed"]
+        check_settings(saved, old, settings)
+        values_of(saved, prepared)
+
+    def take_up(self, prepared: Prepared, steps: Steps) -> TakenUp:
+        """Read the fit.
 
         Parameters
         ----------
-        approx : EMFApproximation
-            As it was before, if the file is refused.
-        like : LoopState
-            A state of the loop.
-
-        Returns
-        -------
-        run : Run
-        before : list of ndarray
-            Values of the parameters before the first step.
-        gate_rates : list of ndarray or None
-            Learning rates of the gates, if they were chosen.
-        random_state : dict
-            State of the method's random stream.
+        prepared : Prepared
+        steps : Steps
 
         Raises
         ------
         ValueError
             If the file is of other data, another model or another optimiser.
         """
-        saved, objective = self._saved, approx.objective
+        saved, objective = self._saved, prepared.objective
         assert saved is not None
-        fit = saved.header["fit"]
+        fit, values = saved.header["fit"], values_of(saved, prepared)
+        further = saved.arrays[len(values) + 1 :]
         n, n_gates = len(objective.parameters), fit["n_gate_rates"]
-        before, gate_rates = saved.further[:n], saved.further[n : n + (n_gates or 0)]
+        before = objective.join(further[:n], objective.fixed(values))
+        gate_rates = None if n_gates is None else further[n : n + n_gates]
+        record = read_record(saved, len(values))
+        seconds = record.timing.get("warm_start", 0.0)
+        started = Started(before, record.warm_start, gate_rates, seconds)
+        like = begin_run(prepared, steps, started, 1, np.random.default_rng(0)).state
         try:
-            run = Run.from_numbers(fit["run"], saved.further[n + len(gate_rates) :], like)
+            numbers = further[n + (n_gates or 0) :]
+            run = Run.from_numbers(fit["run"], numbers, steps.optimizer, like)
         except ValueError as error:
             raise ValueError(
                 f"{self.path} was begun with another optimiser; give the same obj_optimizer=."
             ) from error
-        tolerance = np.sqrt(np.finfo(pytensor.config.floatX).eps)
-        expected = np.array(fit["log_density"], dtype=float)
-        found = _probe(objective, before)
-        if not np.allclose(found, expected, rtol=tolerance, atol=tolerance, equal_nan=True):
-            raise ValueError(
-                f"{self.path} is of another model or of other data: their log density is "
-                f"{expected[0]:.6g} where it is {found[0]:.6g} here; give another "
-                "checkpoint=, or delete the file."
-            )
-        timing = approx.timing
-        restore(approx, saved)
-        approx.timing |= timing
-        approx.hist = saved.hist[: fit["n_earlier"]]
-        self._log_density, self._written = fit["log_density"], run.done
+        self._check_densities(prepared, values, before)
+        self._written = run.done
         logger.info("Continuing %s after step %d of %d.", self.path, run.done, run.end)
-        return run, before, None if n_gates is None else gate_rates, fit["random_state"]
+        header = saved.header
+        return TakenUp(
+            run, started, fit["n_earlier"], record, fit["random_state"], header["random_state"]
+        )
 
-    def begin(self, objective: Objective, before: Sequence[np.ndarray]) -> None:
-        """Note what the model says, by which it will be known again."""
-        self._log_density = _probe(objective, before).tolist()
+    def _check_densities(self, prepared: Prepared, values, before) -> None:
+        saved, objective = self._saved, prepared.objective
+        assert saved is not None
+        noise = probe_noise(objective.size)
+        try:
+            if saved.version > 1:
+                saved.check_densities(lambda: objective.weigh(values, noise)[1:])
+                return
+            # the first format has log p alone, at noise of the structured layer
+            _, log_p, _ = objective.target.evaluate_many(objective.split(before)[1], noise)
+            known = {"log_p": saved.header["fit"]["log_density"], "log_q": []}
+            Saved(saved.path, 2, {"identity": known}, []).check_densities(lambda: (log_p, []))
+        except ValueError as error:
+            raise ValueError(f"{error} Give another checkpoint=, or delete the file.") from None
 
     def is_due(self, run: Run) -> bool:
         """Whether it is time to write."""
@@ -155,12 +164,13 @@ class Checkpoint:
 
     def write(
         self,
-        approx: "EMFApproximation",
+        prepared: Prepared,
         run: Run,
-        before: Sequence[np.ndarray],
-        gate_rates: Sequence[np.ndarray] | None,
+        started: Started,
         n_earlier: int,
+        record: FitRecord,
         random_state: dict[str, Any],
+        draws_state: dict[str, Any],
     ) -> None:
         """Write the fit as it stands.
 
@@ -168,27 +178,28 @@ class Checkpoint:
 
         Parameters
         ----------
-        approx : EMFApproximation
-            With the values and losses of this moment.
+        prepared : Prepared
         run : Run
-        before, gate_rates : sequence of ndarray
-            As :meth:`take_up` returns them.
-        n_earlier : int
-            Number of losses that were recorded before this run.
-        random_state : dict
-            State of the method's random stream.
+        started, n_earlier, random_state, draws_state
+            As :class:`TakenUp` has them.
+        record : FitRecord
+            Of this moment.
         """
+        objective = prepared.objective
         plain, arrays = run.numbers()
+        gate_rates = started.gate_rates
         fit = {
             "settings": self.settings,
             "run": plain,
             "n_gate_rates": None if gate_rates is None else len(gate_rates),
             "n_earlier": n_earlier,
             "random_state": random_state,
-            "log_density": self._log_density,
         }
+        before = objective.trained(started.values)
+        values = objective.join(run.values, objective.fixed(started.values))
+        further = [*before, *(gate_rates or ()), *arrays]
         try:
-            write(self.path, approx, {"fit": fit}, [*before, *(gate_rates or ()), *arrays])
+            write_fit(self.path, prepared, values, record, draws_state, {"fit": fit}, further)
         except OSError as error:
             if self._written is None:
                 raise
@@ -201,15 +212,3 @@ class Checkpoint:
             )
             return
         self._written = run.done
-
-
-def _probe(objective: Objective, parameters: Sequence[np.ndarray]) -> np.ndarray:
-    """Log joint density of the model at a few points that are always the same, in nats."""
-    noise = np.random.default_rng(0).normal(size=(N_PROBES, objective.size))
-    held = [p.get_value() for p in objective.parameters]
-    try:
-        store(objective.parameters, parameters)
-        _, log_p, _ = objective.evaluate_many(noise.astype(pytensor.config.floatX))
-    finally:
-        store(objective.parameters, held)
-    return np.asarray(log_p, dtype=float)

@@ -15,7 +15,8 @@ from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 from pytensor.link.jax.dispatch import jax_funcify
 
-from pymc_emf.variational.objective import Objective
+from pymc_emf.arguments import check_positive
+from pymc_emf.variational.objective import Objective, Values
 
 __all__ = ["Sampler", "check_options", "sample_noise"]
 
@@ -29,6 +30,8 @@ NUTPIE_NAMES = {
 }
 #: Statistics that say nothing: texts of divergences and the log density of the noise.
 DROPPED = ("divergence_draw", "divergence_message", "divergence_energy_error", "logp", "tuning")
+
+NOTHING_DRAWN = "NUTS was interrupted before it had drawn anything."
 
 
 class LogDensity(Op):
@@ -71,9 +74,8 @@ def check_options(
     tune: Any, chains: Any, target_accept: float, nuts_sampler: str | None
 ) -> Sampler:
     """Refuse what no sampler takes, before anything is compiled; returns the sampler to use."""
-    for name, number in (("tune", tune), ("chains", chains)):
-        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
-            raise ValueError(f"{name} must be a positive integer, got {number!r}.")
+    check_positive("tune", tune)
+    check_positive("chains", chains)
     if not 0 < target_accept < 1:
         raise ValueError(f"target_accept must lie between 0 and 1, got {target_accept!r}.")
     sampler: Any = nuts_sampler
@@ -88,15 +90,15 @@ def check_options(
     return sampler
 
 
-def noise_model(objective: Objective) -> pm.Model:
+def noise_model(objective: Objective, values: Values) -> pm.Model:
     """Make a model of one vector, "noise", with the posterior's density in noise space.
 
     Its prior draws are standard normal, as the approximation takes them to be.
     """
     objective.rewrite()  # not while JAX traces the density
     # numbers rather than arguments: XLA computes once what does not depend on the noise
-    values = [np.asarray(v.get_value()) for v in objective.variables]
-    log_density: Any = LogDensity(lambda noise: objective.pulled_back_to_noise(values, noise))
+    held = [np.asarray(value) for value in values]
+    log_density: Any = LogDensity(lambda noise: objective.log_density_in_noise(held, noise))
 
     def draw(mean, rng=None, size=None):
         return rng.normal(mean, size=size)
@@ -116,6 +118,7 @@ def noise_model(objective: Objective) -> pm.Model:
 
 def sample_noise(
     objective: Objective,
+    values: Values,
     draws: int,
     *,
     tune: int,
@@ -131,6 +134,7 @@ def sample_noise(
     Parameters
     ----------
     objective : Objective
+    values : sequence of array
     draws, tune, chains, random_seed, target_accept, nuts_sampler
         As in ``pm.sample``.
     nuts : mapping
@@ -145,9 +149,15 @@ def sample_noise(
         The sampler's statistics of each draw, of shape (chains, draws).
     attrs : dict
         What the sampler says of itself.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If the sampler was interrupted before it had drawn anything; later, what it has drawn is
+        returned.
     """
     options["nuts"] = {"target_accept": target_accept, **nuts}
-    model = noise_model(objective)
+    model = noise_model(objective, values)
     if nuts_sampler == "pymc":
         # One process: JAX has threads, and a fork of them waits for ever. The graph is one node,
         # which no linker makes faster.
@@ -157,20 +167,28 @@ def sample_noise(
         options["compile_kwargs"] = {"mode": "JAX", "jitter_rvs": set()}
     else:
         options["nuts"] = {"jitter": False, "chain_method": "vectorized", **options["nuts"]}
-    idata = pm.sample(
-        draws,
-        tune=tune,
-        chains=chains,
-        random_seed=random_seed,
-        nuts_sampler=nuts_sampler,
-        model=model,
-        compute_convergence_checks=False,  # of the noise, which nobody looks at
-        **options,
-    )
+    try:
+        idata = pm.sample(
+            draws,
+            tune=tune,
+            chains=chains,
+            random_seed=random_seed,
+            nuts_sampler=nuts_sampler,
+            model=model,
+            compute_convergence_checks=False,  # of the noise, which nobody looks at
+            **options,
+        )
+    except ValueError as error:
+        # so PyMC ends if it was interrupted while it tuned
+        if "Not enough samples" not in str(error):
+            raise
+        raise KeyboardInterrupt(NOTHING_DRAWN) from None
+    noise = idata["posterior"]["noise"].transpose("chain", "draw", ...).to_numpy()
+    if not noise.size:  # and so does nutpie
+        raise KeyboardInterrupt(NOTHING_DRAWN)
     stats = {
         NUTPIE_NAMES.get(name, name): array.transpose("chain", "draw", ...).to_numpy()
         for name, array in idata["sample_stats"].data_vars.items()
         if name not in DROPPED
     }
-    noise = idata["posterior"]["noise"].transpose("chain", "draw", ...).to_numpy()
     return noise, stats, dict(idata["posterior"].attrs)

@@ -24,7 +24,7 @@ class LocScale(Elementwise):
         return self.loc + self.scale * noise, self._log_slope(noise)
 
     def to_noise(self, value):
-        return (value - self.loc) / self.scale, self._log_slope(value)
+        return (value - self.loc) / self.scale, -self._log_slope(value)
 
     def gated(self, gate):
         return LocScale(gate * self.loc, gate * self.scale + (1 - gate))

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytensor.tensor as pt
 
-from pymc.distributions.transforms import _default_transform
 from pymc.logprob.transforms import Transform
 from pytensor.graph.op import Op
 from pytensor.tensor.sharedvar import SharedVariable
 from pytensor.tensor.variable import TensorVariable
+
+from pymc_emf._compat import default_transform
 
 __all__ = [
     "Bijection",
@@ -75,7 +76,11 @@ class Bijection(ABC):
 
 
 class Triangular(Bijection):
-    """A map with a triangular Jacobian, of which the elements' own derivatives are known."""
+    """A map with a triangular Jacobian, of which the elements' own derivatives are known.
+
+    Both directions return the image and the log of the diagonal of *their own* Jacobian, of the
+    shape of the event.
+    """
 
     @abstractmethod
     def to_value(self, noise: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
@@ -83,15 +88,15 @@ class Triangular(Bijection):
 
     @abstractmethod
     def to_noise(self, value: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
-        """Map value to noise; return the noise and ``log(d value / d noise)`` of each element."""
+        """Map value to noise; return the noise and ``log(d noise / d value)`` of each element."""
 
     def forward(self, noise):
-        value, log_diagonal = self.to_value(noise)
-        return value, log_diagonal.sum()
+        value, log_slope = self.to_value(noise)
+        return value, log_slope.sum()
 
     def inverse(self, value):
-        noise, log_diagonal = self.to_noise(value)
-        return noise, -log_diagonal.sum()
+        noise, log_slope = self.to_noise(value)
+        return noise, log_slope.sum()
 
 
 class Identity(Bijection):
@@ -141,8 +146,7 @@ def register_bijection(op_type: type[Op]) -> Callable[[Builder], Builder]:
     >>> import pymc as pm
     >>> import pymc_emf as emf
     >>> import pytensor.tensor as pt
-    >>> from pymc_emf.bijections.numerics.quantile import univariate
-    >>> from pymc_emf.bijections.numerics.special import log_ndtr, ndtri_exp
+    >>> from pymc_emf.bijections import log_ndtr, ndtri_exp, univariate
     >>> @emf.register_bijection(pm.Moyal.rv_type)
     ... def moyal(op, rv, transform):
     ...     mu, sigma = op.dist_params(rv.owner)  # x = mu - 2 sigma log(-Phi^-1(Phi(noise) / 2))
@@ -238,7 +242,7 @@ def bijection(dist: TensorVariable, *, transform: Any = "default") -> Bijection:
             raise ValueError(
                 f'transform must be a Transform, None or "default", got {transform!r}.'
             )
-        transform = _default_transform(op, dist)
+        transform = default_transform(op, dist)
     site = bijection_from_rv(dist, transform)
     if site is None:
         under = "no transform" if transform is None else f"the transform {transform}"

@@ -1,4 +1,4 @@
-"""Increasing maps of each element, what composes them, and the gate that blends them."""
+"""Increasing maps of each element, and the gate that blends them with the identity."""
 
 from collections.abc import Callable
 from typing import cast
@@ -10,7 +10,7 @@ from pytensor.tensor.variable import TensorVariable
 from pymc_emf.bijections.core.base import Triangular
 from pymc_emf.bijections.numerics.root_finding import solve_increasing
 
-__all__ = ["Elementwise", "Gated", "Mapped", "Reflected", "derivative"]
+__all__ = ["Elementwise", "Gated", "derivative"]
 
 Map = Callable[[TensorVariable], TensorVariable]
 
@@ -32,71 +32,6 @@ class Elementwise(Triangular):
         return Gated(self, gate)
 
 
-class Mapped(Elementwise):
-    """An elementwise bijection followed by an increasing function of the value.
-
-    Parameters
-    ----------
-    site : Elementwise
-    function, inverse : callable
-        The function and its inverse.
-    log_derivative : callable, optional
-        Log derivative of the function; by default PyTensor derives it.
-    gateable : bool
-        False if the function's values do not fill the real line.
-    """
-
-    def __init__(
-        self,
-        site: Elementwise,
-        function: Map,
-        inverse: Map,
-        log_derivative: Map | None = None,
-        gateable: bool = True,
-    ):
-        self.site = site
-        self.function = function
-        self.inverse_function = inverse
-        self.log_derivative = log_derivative or (lambda v: pt.log(derivative(function, v)))
-        self.gateable = gateable
-        self.explicit_forward = site.explicit_forward
-
-    @classmethod
-    def affine(cls, site: Elementwise, loc: TensorVariable, scale: TensorVariable) -> "Mapped":
-        """``loc + scale * value`` with positive ``scale``."""
-        return cls(
-            site,
-            lambda v: loc + scale * v,
-            lambda u: (u - loc) / scale,
-            lambda v: pt.log(scale) + pt.zeros_like(v),
-        )
-
-    def to_value(self, noise):
-        inner, log_slope = self.site.to_value(noise)
-        return self.function(inner), log_slope + self.log_derivative(inner)
-
-    def to_noise(self, value):
-        inner = self.inverse_function(value)
-        noise, log_slope = self.site.to_noise(inner)
-        return noise, log_slope + self.log_derivative(inner)
-
-
-class Reflected(Elementwise):
-    """The bijection of minus the variable."""
-
-    def __init__(self, site: Elementwise):
-        self.site = site
-        self.explicit_forward = site.explicit_forward
-
-    def to_value(self, noise):
-        value, log_slope = self.site.to_value(-noise)
-        return -value, log_slope
-
-    def to_noise(self, value):
-        noise, log_slope = self.site.to_noise(-value)
-        return -noise, log_slope
-
-
 class Gated(Elementwise):
     r"""Elementwise :math:`\lambda f(\varepsilon) + (1 - \lambda)\varepsilon`.
 
@@ -112,6 +47,7 @@ class Gated(Elementwise):
         self.explicit_forward = site.explicit_forward
 
     def _log_slope(self, log_slope):
+        """``log(d value / d noise)`` from that of the open map."""
         return pt.log(self.gate * pt.exp(log_slope) + (1 - self.gate))
 
     def to_value(self, noise):
@@ -121,16 +57,16 @@ class Gated(Elementwise):
     def to_noise(self, value):
         if self.site.explicit_forward:
             noise = self._solve(self.to_value, value, self.site.to_noise(value)[0])
-            return noise, self.to_value(noise)[1]
+            return noise, -self.to_value(noise)[1]
 
         def blend(open_value):
             noise, log_slope = self.site.to_noise(open_value)
-            slope = self.gate + (1 - self.gate) * pt.exp(-log_slope)
+            slope = self.gate + (1 - self.gate) * pt.exp(log_slope)
             return self.gate * open_value + (1 - self.gate) * noise, pt.log(slope)
 
         open_value = self._solve(blend, value, self.site.to_value(value)[0])
         noise, log_slope = self.site.to_noise(open_value)
-        return noise, self._log_slope(log_slope)
+        return noise, -self._log_slope(-log_slope)
 
     @staticmethod
     def _solve(function, value, other_end):

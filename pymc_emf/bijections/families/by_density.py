@@ -9,8 +9,10 @@ import pytensor.tensor as pt
 from pymc.pytensorf import constant_fold
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_emf.bijections.core.affine import LocScale
 from pymc_emf.bijections.core.base import register_bijection
-from pymc_emf.bijections.core.elementwise import Elementwise, Mapped, Reflected
+from pymc_emf.bijections.core.compose import FLIP, ComposedElementwise, Function
+from pymc_emf.bijections.core.elementwise import Elementwise
 from pymc_emf.bijections.families.univariate import POSITIVE, UNIT, parameters_of
 from pymc_emf.bijections.numerics.log_concave import LogConcave
 from pymc_emf.bijections.numerics.quantile import Support, in_value_space
@@ -84,20 +86,22 @@ def _sinh_of_half(site: Elementwise, scale: TensorVariable) -> Elementwise:
     def log_derivative(v):
         return pt.log(scale) - 2 * LOG_2 + pt.abs(v) / 2 + pt.log1p(pt.exp(-pt.abs(v)))
 
-    return Mapped(site, function, lambda x: 2 * pt.arcsinh(x / scale), log_derivative)
+    sinh = Function(function, lambda x: 2 * pt.arcsinh(x / scale), log_derivative)
+    return ComposedElementwise(site, sinh)
 
 
 @register_bijection(pm.Gamma.rv_type)
 def gamma(op, rv, transform):
     alpha, scale = parameters_of(op, rv)
-    site = Mapped.affine(gamma_log(alpha), pt.log(scale), pt.ones_like(scale))
+    site = ComposedElementwise(gamma_log(alpha), LocScale(pt.log(scale), pt.ones_like(scale)))
     return in_value_space(rv, transform, site, POSITIVE)
 
 
 @register_bijection(pm.InverseGamma.rv_type)
 def inverse_gamma(op, rv, transform):
     alpha, beta = parameters_of(op, rv)
-    site = Mapped.affine(Reflected(gamma_log(alpha)), pt.log(beta), pt.ones_like(beta))
+    scaled = LocScale(pt.log(beta), pt.ones_like(beta))
+    site = ComposedElementwise(FLIP, gamma_log(alpha), FLIP, scaled)
     return in_value_space(rv, transform, site, POSITIVE)
 
 
@@ -109,7 +113,7 @@ def beta(op, rv, transform):
 @register_bijection(pm.StudentT.rv_type)
 def student(op, rv, transform):
     nu, mu, sigma = parameters_of(op, rv)
-    return in_value_space(rv, transform, Mapped.affine(student_t(nu), mu, sigma))
+    return in_value_space(rv, transform, ComposedElementwise(student_t(nu), LocScale(mu, sigma)))
 
 
 @register_bijection(pm.HalfStudentT.rv_type)
@@ -117,7 +121,8 @@ def half_student(op, rv, transform):
     # t^2 / nu is the odds of a Beta(1/2, nu/2) variate
     nu, sigma = parameters_of(op, rv)
     half = pt.full_like(nu, 0.5)
-    site = Mapped.affine(beta_logit(half, nu / 2), pt.log(sigma) + pt.log(nu) / 2, half)
+    scaled = LocScale(pt.log(sigma) + pt.log(nu) / 2, half)
+    site = ComposedElementwise(beta_logit(half, nu / 2), scaled)
     return in_value_space(rv, transform, site, POSITIVE)
 
 
@@ -126,7 +131,7 @@ def skew_student(op, rv, transform):
     # Jones and Faddy (2003)
     a, b, mu, sigma = parameters_of(op, rv)
     site = _sinh_of_half(beta_logit(a, b), pt.sqrt(a + b))
-    return in_value_space(rv, transform, Mapped.affine(site, mu, sigma))
+    return in_value_space(rv, transform, ComposedElementwise(site, LocScale(mu, sigma)))
 
 
 @register_bijection(pm.Wald.rv_type)
@@ -139,15 +144,14 @@ def wald(op, rv, transform):
     def drop(d):
         return d / 2 + 2 * ratio * pt.sinh(mode + d / 2) * pt.sinh(d / 2)
 
-    site = LogConcave(
+    site: Elementwise = LogConcave(
         drop,
         mode,
         log_peak=0.5 * (pt.log(ratio) - LOG_2PI - mode) - 2 * ratio * pt.sinh(mode / 2) ** 2,
         scale=(ratio * pt.cosh(mode)) ** -0.5,
     )
-    return in_value_space(
-        rv, transform, Mapped.affine(site, pt.log(mu), pt.ones_like(mu)), _above(alpha)
-    )
+    site = ComposedElementwise(site, LocScale(pt.log(mu), pt.ones_like(mu)))
+    return in_value_space(rv, transform, site, _above(alpha))
 
 
 def _above(lower):
@@ -172,7 +176,7 @@ def skew_normal(op, rv, transform):
 
     one = pt.ones_like(alpha)
     site = _from_log_density(log_density, _mode(downhill, -one, one), one)
-    return in_value_space(rv, transform, Mapped.affine(site, mu, sigma))
+    return in_value_space(rv, transform, ComposedElementwise(site, LocScale(mu, sigma)))
 
 
 @register_bijection(pm.ExGaussian.rv_type)
@@ -189,7 +193,7 @@ def ex_gaussian(op, rv, transform):
 
     one = pt.ones_like(rate)
     site = _from_log_density(log_density, _mode(downhill, -one, 40 * one), one + 1 / rate)
-    return in_value_space(rv, transform, Mapped.affine(site, mu, sigma))
+    return in_value_space(rv, transform, ComposedElementwise(site, LocScale(mu, sigma)))
 
 
 def _mode(downhill, lower, upper):

@@ -11,7 +11,6 @@ import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
 
-from pymc.distributions.multivariate import _LKJCholeskyCovRV
 from pymc.distributions.transforms import (
     CholeskyCorrTransform,
     CholeskyCovPacked,
@@ -24,14 +23,15 @@ from pymc.pytensorf import constant_fold
 from pytensor.graph.basic import Variable
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.core.affine import TriangularAffine
+from pymc_emf._compat import LKJCholeskyCovRV
+from pymc_emf.bijections.core.affine import LocScale, TriangularAffine
 from pymc_emf.bijections.core.base import (
     Bijection,
     Triangular,
     bijection_from_rv,
     register_bijection,
 )
-from pymc_emf.bijections.core.elementwise import Mapped
+from pymc_emf.bijections.core.compose import ComposedElementwise
 from pymc_emf.bijections.families.by_density import gamma_log
 from pymc_emf.bijections.families.student import MvStudent
 
@@ -78,7 +78,6 @@ class CholeskyCorrelation(Triangular):
         return square.reshape(shape)[..., self.scatter]
 
     def to_value(self, noise):
-        """Value, and the log of the diagonal of the Jacobian, of the elements in their order."""
         return tuple(self._from_square(x) for x in self.rows.to_value(self._to_square(noise)))
 
     def to_noise(self, value):
@@ -200,8 +199,9 @@ class WishartFactor(Bijection):
         self.order = np.argsort(np.concatenate([self.diagonal, self.below]))
         shape = (nu[..., None] - np.arange(n)) / 2
         loc = pt.log(pt.diagonal(factor, axis1=-2, axis2=-1)) + float(np.log(2) / 2)
+        halved = LocScale(loc, pt.full_like(shape, 0.5))
         #: From noise to the log of the factor's diagonal.
-        self.chi = Mapped.affine(gamma_log(shape), loc, pt.full_like(shape, 0.5))
+        self.chi = ComposedElementwise(gamma_log(shape), halved)
 
     def _gate(self, event):
         return pt.ones_like(event) if self.gate is None else self.gate
@@ -219,10 +219,11 @@ class WishartFactor(Bijection):
     def _bartlett_diagonal(self, noise):
         return pt.exp(self.chi.to_value(noise)[0]) / pt.diagonal(self.factor, axis1=-2, axis2=-1)
 
-    def _log_det(self, log_slope, event):
+    def _log_det_below(self, event):
+        """Of the map forwards, of the elements below the diagonal."""
         scale = pt.diagonal(self.factor, axis1=-2, axis2=-1)[..., self.i[self.below]]
         gate = self._gate(event)[..., self.below]
-        return log_slope.sum() + pt.log(gate * scale + (1 - gate)).sum()
+        return pt.log(gate * scale + (1 - gate)).sum()
 
     def forward(self, noise):
         on_diagonal, below = noise[..., self.diagonal], noise[..., self.below]
@@ -231,7 +232,8 @@ class WishartFactor(Bijection):
         open_value = (self.factor @ bartlett)[..., self.i, self.j][..., self.below]
         gate = self._gate(noise)[..., self.below]
         value = gate * open_value + (1 - gate) * below
-        return self._join(log_diagonal, value), self._log_det(log_slope, noise)
+        log_det = log_slope.sum() + self._log_det_below(noise)
+        return self._join(log_diagonal, value), log_det
 
     def inverse(self, value):
         log_diagonal, below = value[..., self.diagonal], value[..., self.below]
@@ -249,7 +251,8 @@ class WishartFactor(Bijection):
         columns = pt.moveaxis(residual, -1, -2)
         noise, _ = TriangularAffine(pt.zeros((), dtype=value.dtype), system).inverse(columns)
         noise = pt.moveaxis(noise, -1, -2)[..., self.i, self.j][..., self.below]
-        return self._join(on_diagonal, noise), -self._log_det(log_slope, value)
+        log_det = log_slope.sum() - self._log_det_below(value)
+        return self._join(on_diagonal, noise), log_det
 
     def gated(self, gate):
         return WishartFactor(self.nu, self.factor, self.n, gate)
@@ -278,7 +281,7 @@ def lkj_corr(op, rv, transform):
     return CholeskyCorrelation(n, eta.reshape(()).astype(rv.dtype), place)
 
 
-@register_bijection(_LKJCholeskyCovRV)
+@register_bijection(LKJCholeskyCovRV)
 def lkj_cholesky_cov(op, rv, transform):
     _, n, eta, sd_dist = rv.owner.inputs
     n = _number(n)

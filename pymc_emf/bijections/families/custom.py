@@ -53,16 +53,15 @@ from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.bijections.core.base import Bijection, bijection_from_rv, register_bijection
-from pymc_emf.bijections.core.elementwise import Elementwise
+from pymc_emf.bijections.core.compose import Rearranged
 from pymc_emf.bijections.families.recursion import Recursion, values_before
 from pymc_emf.bijections.families.transformed import (
     Step,
-    Transformed,
-    TransformedElementwise,
     image,
     image_of_transform,
     monotone_step,
     support,
+    transformed,
 )
 from pymc_emf.bijections.numerics.tabulated import by_quadrature
 
@@ -127,7 +126,7 @@ def measurable_bijection(
         return _transformed(variable, transform, given)
     if isinstance(op, MeasurableDimShuffle):
         site = measurable_bijection(inputs[0], transform, given)
-        return None if site is None else _Shuffled(site, op)
+        return None if site is None else _shuffled(site, op)
     if isinstance(op, MeasurableMakeVector | MeasurableJoin):
         return _joined(variable, transform, given)
     if isinstance(op, MeasurableScan):
@@ -207,35 +206,15 @@ def _transformed(
         steps.append(Step(transform, ()))
         bounds = image_of_transform(transform, bounds)
     unbounded = bounds == (-np.inf, np.inf)
-    if isinstance(site, Elementwise):
-        return TransformedElementwise(site, steps, gateable=unbounded)
-    return Transformed(site, steps, gateable=unbounded and site.gateable)
+    return transformed(site, steps, gateable=unbounded)
 
 
-class _Shuffled(Bijection):
-    """A bijection whose axes are put in another order, dropped where their length is one, ..."""
-
-    def __init__(self, site: Bijection, op: MeasurableDimShuffle):
-        self.site = site
-        self.op = op
-        self.gateable = site.gateable
-
-    def _undo(self, event):
-        kept = [i for i, axis in enumerate(self.op.new_order) if axis != "x"]
-        position = {self.op.new_order[i]: i for i in kept}
-        n_axes = len(position) + len(self.op.drop)
-        return event.dimshuffle([position.get(axis, "x") for axis in range(n_axes)])
-
-    def forward(self, noise):
-        value, log_det = self.site.forward(self._undo(noise))
-        return value.dimshuffle(self.op.new_order), log_det
-
-    def inverse(self, value):
-        noise, log_det = self.site.inverse(self._undo(value))
-        return noise.dimshuffle(self.op.new_order), log_det
-
-    def gated(self, gate):
-        return _Shuffled(self.site.gated(self._undo(gate)), self.op)
+def _shuffled(site: Bijection, op: MeasurableDimShuffle) -> Bijection:
+    """Put the axes in another order, drop those of length one, ..."""
+    position = {axis: i for i, axis in enumerate(op.new_order) if axis != "x"}
+    n_axes = len(position) + len(op.drop)
+    undo = [position.get(axis, "x") for axis in range(n_axes)]
+    return Rearranged(site, lambda x: x.dimshuffle(undo), lambda x: x.dimshuffle(op.new_order))
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ import pytensor.tensor as pt
 
 from pymc.distributions.dist_math import i0e
 from pymc.distributions.distribution import PartialObservedRV, SymbolicRandomVariable
-from pymc.distributions.mixture import _HurdleRV
 from pymc.distributions.simulator import SimulatorRV
 from pymc.distributions.transforms import CircularTransform
 from pymc.distributions.truncated import TruncatedRV
-from pymc.logprob.abstract import _logprob
 from pytensor.tensor.random.op import RandomVariable
 
+from pymc_emf._compat import HurdleRV, logprob_of
+from pymc_emf.bijections.core.affine import LocScale
 from pymc_emf.bijections.core.base import register_bijection, register_bypass
-from pymc_emf.bijections.core.elementwise import Mapped
+from pymc_emf.bijections.core.compose import ComposedElementwise, Function
 from pymc_emf.bijections.families.univariate import POSITIVE, parameters_of
 from pymc_emf.bijections.numerics.quantile import in_value_space
 from pymc_emf.bijections.numerics.tabulated import Tabulated, by_quadrature
@@ -28,7 +28,7 @@ LOG_2, LOG_2PI = log(2), log(2 * pi)
 @register_bijection(SymbolicRandomVariable)
 def univariate_with_a_density(op, rv, transform):
     """Embed what nobody registered, ``pm.CustomDist(logp=...)`` among it."""
-    if op.ndim_supp != 0 or _logprob.dispatch(type(op)) is _logprob.dispatch(object):
+    if op.ndim_supp != 0 or logprob_of.dispatch(type(op)) is logprob_of.dispatch(object):
         return None
     try:
         return by_quadrature(rv, transform)
@@ -40,7 +40,7 @@ for _op_type, _reason in {
     pm.Flat.rv_type: "improper",
     pm.HalfFlat.rv_type: "improper",
     pm.Censored.rv_type: "its measure has atoms",
-    _HurdleRV: "its measure has an atom",
+    HurdleRV: "its measure has an atom",
     pm.PolyaGamma.rv_type: "PyMC's density cannot be compiled by JAX",
     SimulatorRV: "it has no density",
     PartialObservedRV: "its density is one with that of what is observed",
@@ -81,7 +81,8 @@ def rice(op, rv, transform):
         x = pt.exp(c)
         return 2 * c - (x - b) ** 2 / 2 + pt.log(i0e(b * x))
 
-    site = Mapped.affine(Tabulated(log_density, [b]), pt.log(sigma), pt.ones_like(sigma))
+    scaled = LocScale(pt.log(sigma), pt.ones_like(sigma))
+    site = ComposedElementwise(Tabulated(log_density, [b]), scaled)
     return in_value_space(rv, transform, site, POSITIVE)
 
 
@@ -101,11 +102,6 @@ def von_mises(op, rv, transform):
         turned = value - mu
         return pt.arcsinh(pt.tan(pt.arctan2(pt.sin(turned), pt.cos(turned)) / 2))
 
+    turn = Function(angle, from_angle, lambda w: LOG_2 - pt.log(pt.cosh(w)))
     # the density repeats itself along the line, where a gate would let the fit spread without end
-    return Mapped(
-        Tabulated(log_density, [kappa]),
-        angle,
-        from_angle,
-        lambda w: LOG_2 - pt.log(pt.cosh(w)),
-        gateable=False,
-    )
+    return ComposedElementwise(Tabulated(log_density, [kappa]), turn, gateable=False)

@@ -24,8 +24,8 @@ class Stacked(Elementwise):
 
     def _apply(self, direction, event):
         images = [getattr(site, direction)(event[..., i]) for i, site in enumerate(self.sites)]
-        first, second = zip(*images, strict=True)
-        return pt.stack(first, axis=-1), pt.stack(second, axis=-1)
+        image, log_slope = zip(*images, strict=True)
+        return pt.stack(image, axis=-1), pt.stack(log_slope, axis=-1)
 
     def to_value(self, noise):
         return self._apply("to_value", noise)
@@ -60,7 +60,7 @@ class MixtureOf(ByDensity):
 
     def log_density(self, coordinate):
         noise, log_slope = self.components.to_noise(self._spread(coordinate))
-        return pt.logsumexp(self.log_weights + normal_logpdf(noise) - log_slope, axis=-1)
+        return pt.logsumexp(self.log_weights + normal_logpdf(noise) + log_slope, axis=-1)
 
     def noise(self, coordinate):
         noise, _ = self.components.to_noise(self._spread(coordinate))

@@ -10,7 +10,6 @@ import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
 
-from pymc.distributions.multivariate import _squeeze_to_ndim
 from pymc.distributions.transforms import ZeroSumTransform
 from pymc.exceptions import NotConstantValueError
 from pymc.pytensorf import constant_fold
@@ -21,32 +20,14 @@ from pytensor.tensor.variable import TensorVariable
 from scipy.sparse import issparse
 from scipy.sparse.csgraph import connected_components
 
+from pymc_emf._compat import squeeze_to_ndim
 from pymc_emf.bijections.core.affine import LocScale, TriangularAffine
-from pymc_emf.bijections.core.base import Bijection, register_bijection
-
-__all__ = ["Raveled"]
-
-
-class Raveled(Bijection):
-    """A bijection of vectors, applied to the last two axes of the event in row-major order."""
-
-    def __init__(self, site: Bijection):
-        self.site = site
-        self.gateable = site.gateable
-
-    def forward(self, noise):
-        value, log_det = self.site.forward(_ravel(noise))
-        return value.reshape(noise.shape), log_det
-
-    def inverse(self, value):
-        noise, log_det = self.site.inverse(_ravel(value))
-        return noise.reshape(value.shape), log_det
-
-    def gated(self, gate):
-        return Raveled(self.site.gated(_ravel(gate)))
+from pymc_emf.bijections.core.base import register_bijection
+from pymc_emf.bijections.core.compose import Rearranged
 
 
 def _ravel(matrix: TensorVariable) -> TensorVariable:
+    """Rows in a line."""
     return matrix.reshape((*tuple(matrix.shape)[:-2], -1))
 
 
@@ -79,7 +60,13 @@ def matrix_normal(op, rv, transform):
     if transform is not None:
         return None
     mu, row_chol, col_chol = op.dist_params(rv.owner)
-    return Raveled(TriangularAffine(_ravel(mu), pt.linalg.kron(row_chol, col_chol)))
+    site = TriangularAffine(_ravel(mu), pt.linalg.kron(row_chol, col_chol))
+    n_rows, n_columns = row_chol.shape[-1], col_chol.shape[-1]
+
+    def unravel(rows):
+        return rows.reshape((*tuple(rows.shape)[:-1], n_rows, n_columns))
+
+    return Rearranged(site, _ravel, unravel)
 
 
 @register_bijection(pm.KroneckerNormal.rv_type)
@@ -140,10 +127,10 @@ def _dense(matrix: Variable) -> TensorVariable:
     """Return a dense matrix, a constant where it can be one: JAX has no sparse operations."""
     constant = _constant(matrix)
     if constant is not None:
-        return pt.constant(_squeeze_to_ndim(constant, 2))
+        return pt.constant(squeeze_to_ndim(constant, 2))
     if isinstance(matrix.type, SparseTensorType):
         return dense_from_sparse(matrix)
-    return _squeeze_to_ndim(matrix, 2)
+    return squeeze_to_ndim(matrix, 2)
 
 
 def _constant(variable: Variable) -> np.ndarray | None:

@@ -60,6 +60,7 @@ class _Excess(Elementwise):
         return x, normal_logpdf(noise) - log_slope + hazard
 
     def _log_slope(self, noise, log_rate, change, value):
+        """``log(d value / d noise)``."""
         log_density = float(np.log(self.m)) + log_rate - self.m * change
         if self.lower is not None:
             log_density = log_density + value
@@ -81,7 +82,7 @@ class _Excess(Elementwise):
         """Cumulative hazard and log hazard rate of the variable at ``x``."""
         noise, log_slope = self.site.to_noise(x)
         hazard = -log_ndtr(-noise)
-        return hazard, normal_logpdf(noise) - log_slope + hazard
+        return hazard, normal_logpdf(noise) + log_slope + hazard
 
     def to_noise(self, value):
         start = self._start()
@@ -96,7 +97,7 @@ class _Excess(Elementwise):
             change = pt.where(small, excess * pt.exp(log_middle), change)
         log_sf = -self.m * change
         noise = noise_from_tails(pt.log1mexp(log_sf), log_sf)
-        return noise, self._log_slope(noise, log_rate, change, value)
+        return noise, -self._log_slope(noise, log_rate, change, value)
 
 
 class OrderedSites(Bijection):
@@ -154,7 +155,7 @@ class OrderedSites(Bijection):
             noise, log_slope = self._conditional(i, lower).to_noise(value_i)
             lower = self._constrain(value_i, lower)
             noises.append(noise)
-            log_det = log_det - log_slope.sum()
+            log_det = log_det + log_slope.sum()
         return pt.concatenate(noises, axis=-1), log_det
 
     def gated(self, gate):

@@ -23,8 +23,10 @@ from pymc.pytensorf import constant_fold
 from pytensor.tensor.variable import TensorVariable
 from scipy.linalg import helmert
 
+from pymc_emf.bijections.core.affine import LocScale
 from pymc_emf.bijections.core.base import Bijection, register_bijection
-from pymc_emf.bijections.core.elementwise import Elementwise, Mapped
+from pymc_emf.bijections.core.compose import ComposedElementwise
+from pymc_emf.bijections.core.elementwise import Elementwise
 from pymc_emf.bijections.families.by_density import beta_logit
 from pymc_emf.bijections.numerics.quantile import Quantile
 from pymc_emf.bijections.numerics.special import log_ndtr, noise_from_tails
@@ -78,6 +80,7 @@ class SequentialRatios(Bijection):
         return (self._constant(matrix, vector) * vector[..., None, :]).sum(-1)
 
     def _log_slope(self, log_slope):
+        """Of the rotated coordinates, from that of the ratios."""
         unit = self._constant(np.log(self.weight / np.diag(self.factor)), log_slope)
         if self.gate is None:
             return unit + log_slope
@@ -132,9 +135,10 @@ class SequentialRatios(Bijection):
         diagonal = self._constant(np.diag(self.factor), value)
         weight = self._constant(self.weight, value)
         shift = self._apply(np.tril(self.factor, -1), rotated)
-        site = Mapped.affine(self.ratios, -(weight * centre + shift) / diagonal, weight / diagonal)
+        contrasts = LocScale(-(weight * centre + shift) / diagonal, weight / diagonal)
+        site = ComposedElementwise(self.ratios, contrasts)
         noise, log_slope = (site if self.gate is None else site.gated(self.gate)).to_noise(rotated)
-        return self._apply(self.rotation.T, noise), -log_slope.sum()
+        return self._apply(self.rotation.T, noise), log_slope.sum()
 
     def gated(self, gate):
         return SequentialRatios(self.ratios, self.order, gate)

@@ -12,9 +12,10 @@ import pytensor.tensor as pt
 
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.core.affine import TriangularAffine
+from pymc_emf.bijections.core.affine import LocScale, TriangularAffine
 from pymc_emf.bijections.core.base import Triangular, register_bijection
-from pymc_emf.bijections.core.elementwise import Elementwise, Mapped
+from pymc_emf.bijections.core.compose import ComposedElementwise
+from pymc_emf.bijections.core.elementwise import Elementwise
 from pymc_emf.bijections.families.by_density import student_t
 
 __all__ = ["MvStudent"]
@@ -60,7 +61,6 @@ class MvStudent(Triangular):
         return nu, student_t(nu)
 
     def to_value(self, noise):
-        """Value, and the log of the diagonal of the triangular Jacobian."""
         nu, quantile = self._conditional(noise)
         standard, log_slope = quantile.to_value(noise)
         loc = pt.broadcast_to(self.loc, noise.shape)
@@ -108,7 +108,6 @@ class MvStudent(Triangular):
         return pt.moveaxis(value, 0, -1), pt.moveaxis(log_scale, 0, -1)
 
     def to_noise(self, value):
-        """Noise, and the log of the diagonal of the Jacobian of :meth:`to_value`."""
         nu, quantile = self._conditional(value)
         if self.matrix is None:
             y = (value - self.loc) / self.diagonal
@@ -117,7 +116,7 @@ class MvStudent(Triangular):
         square = y**2
         total = self.nu[..., None] + pt.cumsum(square, axis=-1) - square
         scale = self.diagonal * pt.sqrt(total / nu)
-        site = Mapped.affine(quantile, value - self.diagonal * y, scale)
+        site = ComposedElementwise(quantile, LocScale(value - self.diagonal * y, scale))
         return (site if self.gate is None else site.gated(self.gate)).to_noise(value)
 
     def gated(self, gate):

@@ -17,8 +17,9 @@ from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.bijections.core.affine import LocScale
 from pymc_emf.bijections.core.base import Bijection, bijection_from_rv, register_bijection
+from pymc_emf.bijections.core.compose import Rearranged
 
-__all__ = ["Diffusion", "Garch", "LinearRecurrence", "TimeFirst", "linear_recurrence"]
+__all__ = ["Diffusion", "Garch", "LinearRecurrence", "linear_recurrence", "time_first"]
 
 #: Longest recurrence that is solved as a whole by doubling.
 MAX_DOUBLED = 256
@@ -353,26 +354,12 @@ def auto_regression(op, rv, transform):
     constant = rhos[..., 0] if op.constant_term else pt.zeros((), dtype=rv.dtype)
     first = int(op.constant_term)
     coefficients = [rhos[..., first + i] for i in range(op.ar_order)]
-    return LinearRecurrence(coefficients, TimeFirst(start), LocScale(constant, sigma), axis=-1)
+    return LinearRecurrence(coefficients, time_first(start), LocScale(constant, sigma), axis=-1)
 
 
-class TimeFirst(Bijection):
-    """A bijection whose time axis is the last, seen with time as the first."""
-
-    def __init__(self, site: Bijection):
-        self.site = site
-        self.gateable = site.gateable
-
-    def forward(self, noise):
-        value, log_det = self.site.forward(pt.moveaxis(noise, 0, -1))
-        return pt.moveaxis(value, -1, 0), log_det
-
-    def inverse(self, value):
-        noise, log_det = self.site.inverse(pt.moveaxis(value, 0, -1))
-        return pt.moveaxis(noise, -1, 0), log_det
-
-    def gated(self, gate):
-        return TimeFirst(self.site.gated(pt.moveaxis(gate, 0, -1)))
+def time_first(site: Bijection) -> Bijection:
+    """Turn a bijection whose axis of time is the last into one where it is the first."""
+    return Rearranged(site, lambda x: pt.moveaxis(x, 0, -1), lambda x: pt.moveaxis(x, -1, 0))
 
 
 @register_bijection(pm.GARCH11.rv_type)

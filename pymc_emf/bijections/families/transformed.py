@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
 import pytensor.tensor as pt
 
-from pymc.distributions.transforms import _default_transform
 from pymc.exceptions import NotConstantValueError
 from pymc.logprob.transforms import (
     MONOTONICALLY_DECREASING_OPS,
@@ -23,110 +23,54 @@ from pytensor.graph.basic import Variable
 from pytensor.scalar.basic import Abs, Cosh, Mul, Pow
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_emf._compat import default_transform
 from pymc_emf.bijections.core.base import Bijection
+from pymc_emf.bijections.core.compose import Composed, ComposedElementwise, Function
 from pymc_emf.bijections.core.elementwise import Elementwise
 
-__all__ = [
-    "Step",
-    "Transformed",
-    "TransformedElementwise",
-    "image",
-    "image_of_transform",
-    "monotone_step",
-    "support",
-]
+__all__ = ["Step", "image", "image_of_transform", "monotone_step", "support", "transformed"]
 
 
-@dataclass(frozen=True)
-class Step:
-    """An elementwise function, one factor of a composition."""
+@dataclass(frozen=True, eq=False)
+class Step(Elementwise):
+    """An elementwise function, one factor of a composition; it may decrease."""
 
     transform: Transform
     inputs: tuple[Variable, ...]
-    sign: Variable | float = 1.0
+    #: Of the derivative.
+    sign: Any = 1.0
     #: Of several preimages, take the last, the positive one.
     last_branch: bool = False
 
-    def forward(self, x):
-        return self.transform.forward(x, *self.inputs)
-
-    def backward(self, y):
-        x = self.transform.backward(y, *self.inputs)
-        return x[-1] if self.last_branch else x
-
-    def log_derivative(self, y):
-        return -self.transform.log_jac_det(y, *self.inputs)
-
-
-class Transformed(Bijection):
-    r"""A monotone function of each element of the value of a bijection.
-
-    Where the function decreases the noise changes sign, which leaves it standard normal and
-    the diagonal of the Jacobian positive. The gate acts on the bijection *inside*: with the gate
-    closed the value is the function of the noise. (Elementwise bijections do better, see
-    :class:`TransformedElementwise`.)
-    """
-
-    def __init__(self, site: Bijection, steps: Sequence[Step], gateable: bool):
-        self.site = site
-        self.steps = list(steps)
-        self.gateable = gateable
-
-    def _sign(self):
-        sign: Any = 1.0
-        for step in self.steps:
-            sign = sign * step.sign
-        return sign
-
-    def _outwards(self, x):
-        log_derivative = pt.zeros_like(x)
-        for step in self.steps:
-            x = step.forward(x)
-            log_derivative = log_derivative + step.log_derivative(x)
-        return x, log_derivative
-
-    def _inwards(self, y):
-        log_derivative = pt.zeros_like(y)
-        for step in reversed(self.steps):
-            log_derivative = log_derivative + step.log_derivative(y)
-            y = step.backward(y)
-        return y, log_derivative
-
-    def forward(self, noise):
-        inner, log_det = self.site.forward(self._sign() * noise)
-        value, log_derivative = self._outwards(inner)
-        return value, log_det + log_derivative.sum()
-
-    def inverse(self, value):
-        inner, log_derivative = self._inwards(value)
-        noise, log_det = self.site.inverse(inner)
-        return self._sign() * noise, log_det - log_derivative.sum()
-
-    def gated(self, gate):
-        return Transformed(self.site.gated(gate), self.steps, self.gateable)
-
-
-class TransformedElementwise(Transformed, Elementwise):
-    """As :class:`Transformed`, of an elementwise bijection, gated in value space."""
-
-    site: Elementwise
-
     def to_value(self, noise):
-        inner, log_slope = self.site.to_value(self._sign() * noise)
-        value, log_derivative = self._outwards(inner)
-        return value, log_slope + log_derivative
+        value = self.transform.forward(noise, *self.inputs)
+        return value, -self.transform.log_jac_det(value, *self.inputs)
 
     def to_noise(self, value):
-        inner, log_derivative = self._inwards(value)
-        noise, log_slope = self.site.to_noise(inner)
-        return self._sign() * noise, log_slope + log_derivative
+        noise = self.transform.backward(value, *self.inputs)
+        log_slope = self.transform.log_jac_det(value, *self.inputs)
+        return noise[-1] if self.last_branch else noise, log_slope
 
-    gated = Elementwise.gated
+
+def transformed(site: Bijection, steps: Sequence[Step], gateable: bool) -> Bijection:
+    r"""Apply monotone functions to each element of the value of a bijection.
+
+    Where their composition decreases the noise changes sign, which leaves it standard normal and
+    the diagonal of the Jacobian positive. The gate acts in value space if the bijection is
+    elementwise. Otherwise it acts on the bijection *inside*: with the gate closed the value is the
+    function of the noise.
+    """
+    function = ComposedElementwise(*steps)
+    sign = prod(step.sign for step in steps)
+    turn = Function(lambda x: sign * x, lambda x: sign * x, pt.zeros_like)
+    if isinstance(site, Elementwise):
+        return ComposedElementwise(turn, site, function, gateable=gateable)
+    return Composed(turn, site, function, gated_part=1 if gateable else None)
 
 
 def support(rv: TensorVariable) -> tuple[float, float]:
     """Bounds of a random variable, NaN where they are not known."""
-    transform = _default_transform(rv.owner.op, rv)
+    transform = default_transform(rv.owner.op, rv)
     if transform is None:
         return -np.inf, np.inf
     if isinstance(transform, LogTransform):

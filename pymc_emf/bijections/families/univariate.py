@@ -1,7 +1,7 @@
 """The univariate families with a closed form, each as one registered function.
 
 Every quantile is written in the natural coordinate of the support (see
-:class:`~pymc_emf.bijections.numerics.quantile.Support`) from the log probabilities of both tails.
+:class:`~pymc_emf.bijections.Support`) from the log probabilities of both tails.
 """
 
 from math import log, pi, sqrt

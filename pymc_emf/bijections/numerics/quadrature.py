@@ -69,4 +69,4 @@ class ByDensity(Elementwise):
     def to_noise(self, value):
         coordinate = value - self.origin
         noise = self.noise(coordinate)
-        return noise, normal_logpdf(noise) - self.log_density(coordinate)
+        return noise, self.log_density(coordinate) - normal_logpdf(noise)

@@ -12,7 +12,8 @@ from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.bijections.core.affine import LocScale
 from pymc_emf.bijections.core.base import Bijection
-from pymc_emf.bijections.core.elementwise import Elementwise, Map, Mapped, derivative
+from pymc_emf.bijections.core.compose import ComposedElementwise, Function
+from pymc_emf.bijections.core.elementwise import Elementwise, Map, derivative
 from pymc_emf.bijections.numerics.tabulated import by_quadrature
 
 __all__ = ["Quantile", "Support", "in_value_space", "location_scale", "univariate"]
@@ -95,6 +96,7 @@ class Quantile(Elementwise):
         self._noise = noise
 
     def _log_slope(self, noise):
+        """``log(d value / d noise)``."""
         return pt.log(derivative(self._quantile, noise))
 
     def to_value(self, noise):
@@ -102,7 +104,7 @@ class Quantile(Elementwise):
 
     def to_noise(self, value):
         noise = self._noise(value)
-        return noise, self._log_slope(noise)
+        return noise, -self._log_slope(noise)
 
 
 def in_value_space(
@@ -136,13 +138,14 @@ def in_value_space(
         return site
     if transform is None:
         # the identity would leave a bounded support, so that there is nothing to gate with
-        return Mapped(site, support.from_coordinate, support.to_coordinate, gateable=False)
+        constrain = Function(support.from_coordinate, support.to_coordinate)
+        return ComposedElementwise(site, constrain, gateable=False)
     if isinstance(transform, LogExpM1) and _same(support.lower, 0.0) and support.upper is None:
-        return Mapped(
-            site,
+        change = Function(
             lambda c: transform.forward(support.from_coordinate(c), *inputs),
             lambda value: support.to_coordinate(transform.backward(value, *inputs)),
         )
+        return ComposedElementwise(site, change)
     return by_quadrature(rv, transform)
 
 
@@ -163,7 +166,7 @@ def univariate(
         The transform that defines value space.
     quantile : callable
         Noise to the natural coordinate of the support, increasing. Write it with
-        :func:`~pymc_emf.bijections.numerics.special.tails`.
+        :func:`~pymc_emf.bijections.tails`.
     noise : callable
         The inverse of ``quantile``.
     support : Support, optional

@@ -11,11 +11,12 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 
-from pymc.distributions.transforms import CircularTransform, _default_transform
+from pymc.distributions.transforms import CircularTransform
 from pymc.logprob.transforms import Transform
 from pytensor.tensor.type import TensorType
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_emf._compat import default_transform
 from pymc_emf.bijections.core.base import Bijection
 from pymc_emf.bijections.core.elementwise import Elementwise, Map
 from pymc_emf.bijections.numerics.quadrature import ByDensity, gauss_legendre, on_nodes
@@ -67,7 +68,7 @@ def by_quadrature(
         return constrained(x) + transform.log_jac_det(value, *inputs)
 
     # without its transform a bounded variable has no room for the identity
-    gateable = transform is not None or _default_transform(rv.owner.op, rv) is None
+    gateable = transform is not None or default_transform(rv.owner.op, rv) is None
     return Tabulated(in_value_space, gateable=gateable)
 
 
@@ -172,8 +173,11 @@ class _Table(ByDensity):
     def _find_mode(self):
         grid = on_nodes(GRID, self.zero) + self.zero
         best = pt.argmax(self._safe(grid), axis=0)
-        ends = np.clip(np.arange(len(GRID))[:, None] + [-1, 1], 0, len(GRID) - 1)
-        lower, upper = (pt.constant(GRID[end].astype(self.zero.dtype))[best] for end in ends.T)
+        # not by plain indexing: rolling does not batch an index without axes
+        lower, upper = (
+            pt.take_along_axis(grid, pt.clip(i, 0, len(GRID) - 1)[None], axis=0)[0]
+            for i in (best - 1, best + 1)
+        )
         fractions = on_nodes(np.linspace(0.0, 1.0, 17), self.zero)
 
         def narrow(lower, upper):

@@ -1,6 +1,8 @@
-"""What is checked at the end of a fit, and what is said when it fails."""
+"""The last check of a fit, and the warnings that it may end in."""
 
 import logging
+
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -8,58 +10,158 @@ import numpy as np
 import optax
 import pytensor
 
-from pymc_emf.layers.parameters import store
-from pymc_emf.variational.diagnosis import MAX_PARETO_K, average, log_ratio, standard_deviation
-from pymc_emf.variational.objective import Objective
+from pymc_emf.engine.stopping import Stopping
+from pymc_emf.engine.trainer import average as average_loss
+from pymc_emf.variational.importance import (
+    MAX_PARETO_K,
+    Smoothed,
+    average,
+    log_ratio,
+    missed_evidence,
+    smooth,
+    standard_deviation,
+)
+from pymc_emf.variational.objective import Objective, Values
 
 __all__ = [
+    "Checked",
+    "Weighed",
+    "check",
     "explain",
-    "keep_the_better",
     "moments_in_doubt",
+    "report",
     "warn_if_poor",
+    "weigh",
 ]
 
 logger = logging.getLogger(__name__)
 
 #: Draws from which the fit is compared with its own start, at the end.
 N_FINAL_DRAWS = 5000
+#: Draws from the prior by which a missed mode is found.
+N_PRIOR_DRAWS = 1000
 #: Correction of a mean, in standard deviations, or of a standard deviation that is worth a
 #: warning, and the number of standard errors that it must exceed.
 MAX_CORRECTION, N_SE = 0.1, 4.0
 #: Rise of the ELBO over the last fifth of the steps that is worth a warning, in nats.
 MIN_GAIN = 0.1
 
+#: How the log says why a fit ended before its last step.
+_SAID = {
+    "converged": "the ELBO no longer rises",
+    "exact": "the approximation is exact",
+    "callback": "a callback ended it",
+    "interrupted": "it was interrupted",
+}
 
-def keep_the_better(
-    objective: Objective, before: list[np.ndarray], rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Go back to the parameters before the fit unless it has improved on them.
+
+@dataclass(frozen=True)
+class Weighed:
+    """Importance weights of draws from an approximation, and what the prior finds beside them.
+
+    Attributes
+    ----------
+    log_weights : ndarray, shape (draws,)
+        In nats.
+    smoothed : Smoothed
+    missed : float
+        Nats of evidence that draws from the prior find beyond what the approximation does.
+    """
+
+    log_weights: np.ndarray
+    smoothed: Smoothed
+    missed: float
+
+    @property
+    def pareto_k(self) -> float:
+        """Pareto k-hat, infinite if a mode has been missed."""
+        return np.inf if self.missed else self.smoothed.pareto_k
+
+
+def weigh(
+    objective: Objective, values: Values, log_weights: np.ndarray, prior_noise: np.ndarray
+) -> Weighed:
+    """Smooth the log weights of an approximation, and look for what it has missed."""
+    smoothed = smooth(log_weights)
+    missed = missed_evidence(smoothed, objective.prior_log_weights(values, prior_noise))
+    return Weighed(log_weights, smoothed, missed)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A fit after its last check.
+
+    Attributes
+    ----------
+    values : list of ndarray
+        Of all variables: those after the fit, or those before it where they are better.
+    weighed : Weighed
+    doubt : (str, str) or None
+        The element whose moments the weights correct most, and how.
+    """
+
+    values: list[np.ndarray]
+    weighed: Weighed
+    doubt: tuple[str, str] | None
+
+    @property
+    def pareto_k(self) -> float:
+        return self.weighed.pareto_k
+
+
+def check(objective: Objective, before: Values, after: Values, rng: np.random.Generator) -> Checked:
+    """Compare a fit with its start, and ask the importance weights of the better one.
+
+    Parameters
+    ----------
+    objective : Objective
+    before, after : sequence of array
+        Values of all variables.
+    rng : Generator
+    """
+    values, drawn, log_weights = _better(objective, before, after, rng)
+    n_prior = objective.target.affordable(N_PRIOR_DRAWS)
+    prior_noise = rng.normal(size=(n_prior, objective.size)).astype(pytensor.config.floatX)
+    weighed = weigh(objective, values, log_weights, prior_noise)
+    doubt = moments_in_doubt(drawn, np.exp(weighed.smoothed.log_weights))
+    if doubt is None:
+        return Checked(values, weighed, None)
+    return Checked(values, weighed, (objective.program.element_name(doubt[0]), doubt[1]))
+
+
+def report(checked: Checked | None, losses: np.ndarray, stopping: Stopping, n: int) -> None:
+    """Log how a fit ended, and warn if it is poor."""
+    done, loss = stopping.step, average_loss(losses)
+    if stopping.reason in _SAID:
+        logger.info("Stopped at %d of %d steps: %s.", done, n, _SAID[stopping.reason])
+    if done < n and stopping.reason not in ("converged", "exact"):
+        logger.info("Interrupted at %d [%d%%]: Average Loss = %.5g", done, 100 * done // n, loss)
+    else:
+        logger.info("Finished [100%%]: Average Loss = %.5g", loss)
+    if checked is None:
+        logger.warning("The last check was interrupted: nothing is known of how good the fit is.")
+    else:
+        warn_if_poor(checked.pareto_k, losses, checked.doubt, checked.weighed.missed)
+
+
+def _better(
+    objective: Objective, before: Values, after: Values, rng: np.random.Generator
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Values before a fit or after it, draws from the better ones, and their log weights.
 
     Where the start is exact, the noise of the gradients can only lead away from it. If the two
     ELBOs cannot be told apart, the smaller variance of the log weights decides: it is zero where
     the approximation is exact.
-
-    Returns
-    -------
-    values : ndarray, shape (draws, size)
-        Fresh draws from what was kept, in value space.
-    log_weights : ndarray, shape (draws,)
-        Their log weights, in nats.
     """
-    n_draws = objective.affordable(N_FINAL_DRAWS)
+    n_draws = objective.target.affordable(N_FINAL_DRAWS)
     noise = rng.normal(size=(n_draws, objective.size)).astype(pytensor.config.floatX)
-    after = [p.get_value() for p in objective.parameters]
 
-    def draw():
-        values, log_p, log_q = objective.weigh(noise)
-        return values, log_ratio(log_p, log_q)
+    def draw(values):
+        drawn, log_p, log_q = objective.weigh(values, noise)
+        return drawn, log_ratio(log_p, log_q)
 
-    fitted_values, fitted = draw()
-    try:
-        store(objective.parameters, before)
-        started_values, started = draw()
-    finally:  # an interrupt here must not cost the fit
-        store(objective.parameters, after)
+    fitted_draws, fitted = draw(after)
+    started_draws, started = draw(before)
     gain = log_ratio(fitted, started)
     se = standard_deviation(gain) / np.sqrt(n_draws)
     # comparisons with NaN are false: a start that is not finite gives way
@@ -67,10 +169,9 @@ def keep_the_better(
     mean = average(gain)
     improved = mean > 2 * se or (mean > -2 * se and calmer)
     if not improved and np.isfinite(started).all():
-        store(objective.parameters, before)
         logger.info("The fit kept its start, whose ELBO is %.3g nats higher.", -mean)
-        return started_values, started
-    return fitted_values, fitted
+        return list(before), started_draws, started
+    return list(after), fitted_draws, fitted
 
 
 def moments_in_doubt(values: np.ndarray, weights: np.ndarray) -> tuple[int, str] | None:
@@ -173,17 +274,18 @@ def warn_if_poor(
         )
 
 
-def explain(objective: Objective, key: jax.Array, n_draws: int, step: int) -> str:
+def explain(objective: Objective, values: Values, key: jax.Array, n_draws: int, step: int) -> str:
     """Name the term of the log density that is not finite at the draws of one step."""
-    noise, minibatches = objective.draw(key, n_draws)
-    values = [jnp.asarray(v.get_value()) for v in objective.variables]
+    noise, minibatch = objective.draw(key, n_draws)
+    values = [jnp.asarray(value) for value in values]
+    names = objective.target.term_names
 
     def terms(values):
-        layer_values, target = objective.split(values)
+        layer_values, target_values = objective.split(values)
 
         def single(noise):
             inner, _ = objective.structured_noise(layer_values, noise)
-            return objective.terms(target, inner, minibatches)
+            return objective.target.terms(target_values, inner, minibatch)
 
         return jax.vmap(single)(noise)
 
@@ -191,7 +293,7 @@ def explain(objective: Objective, key: jax.Array, n_draws: int, step: int) -> st
         f"what was learnt before step {step} is kept. Check the parameters and data of that "
         "variable, or lower the learning rate (obj_optimizer=optax.adam(1e-3))."
     )
-    for name, term in zip(objective.term_names, terms(values), strict=True):
+    for name, term in zip(names, terms(values), strict=True):
         bad = int((~np.isfinite(np.asarray(term))).sum())
         if bad:
             return (
@@ -199,7 +301,7 @@ def explain(objective: Objective, key: jax.Array, n_draws: int, step: int) -> st
                 f"{bad} of {n_draws} draws; {advice}"
             )
     gradients = jax.jacrev(lambda values: [term.mean() for term in terms(values)])(values)
-    for name, gradient in zip(objective.term_names, gradients, strict=True):
+    for name, gradient in zip(names, gradients, strict=True):
         if not np.isfinite(optax.tree.norm(gradient)):
             return (
                 f"The gradient of the ELBO is not finite at step {step}, because of the log "

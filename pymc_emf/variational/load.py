@@ -2,6 +2,9 @@
 
 import os
 
+from typing import Any
+
+import numpy as np
 import pymc as pm
 
 from pymc.model import modelcontext
@@ -9,13 +12,15 @@ from pymc.model import modelcontext
 from pymc_emf.layers.presets import LayerSpec
 from pymc_emf.model.program import Program
 from pymc_emf.variational.approximation import EMFApproximation
-from pymc_emf.variational.asvi import ASVI
-from pymc_emf.variational.inference import EMFApprox
-from pymc_emf.variational.persistence import check_model, read, restore
+from pymc_emf.variational.asvi import ASVIOptions
+from pymc_emf.variational.files import probe_noise, read_file
+from pymc_emf.variational.options import Options
+from pymc_emf.variational.prepare import prepare
+from pymc_emf.variational.saved_fit import read_record, values_of
 
 __all__ = ["load"]
 
-METHODS = {"EMFApprox": EMFApprox, "ASVI": ASVI}
+OPTIONS: dict[str, Any] = {options.method: options for options in (Options, ASVIOptions)}
 
 
 def load(
@@ -27,8 +32,7 @@ def load(
     ----------
     path : path-like
     model : pymc.Model, optional
-        The model that was fitted, made again; by default the one in context. Its free variables
-        must have the same names, shapes and transforms.
+        The model that was fitted, made again with the same data; by default the one in context.
     layers : str, Bijection, callable or sequence of these, optional
         The layers, if the fit was given others than names: a file holds no code.
 
@@ -43,7 +47,9 @@ def load(
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is damaged, of a newer version, of another model or of other layers.
+        If the file is damaged, of a newer version, of another model or other data, or of other
+        layers. They are known by their names, shapes, transforms and hyperparameters, and by the
+        log densities of model and approximation at a few points.
 
     Examples
     --------
@@ -61,17 +67,29 @@ def load(
     >>> again.elbo(random_seed=2).mean == approx.elbo(random_seed=2).mean
     True
     """
-    saved = read(path)
+    saved = read_file(path, "approximation")
     model = modelcontext(model)
-    check_model(path, saved.header["model"], Program(model))
+    program = Program(model)
+    saved.check_variables(program)
+    method = saved.header["method"]
+    if method not in OPTIONS:
+        raise ValueError(
+            f"{path} is of a fit by {method}, a method that this package does not have; load it "
+            "where that method is defined, or fit again by EMFApprox."
+        )
     options = dict(saved.header["options"])
-    if options.get("layers", "") is None and saved.header["layers"]:
+    options.pop("root_finder", None)  # of the first version
+    if options.get("layers", "") is None and saved.layer_names:
         if layers is None:
             raise ValueError(
                 f"{path} is of a fit with layers of its own "
-                f"({', '.join(saved.header['layers'])}); pass the same ones as layers=."
+                f"({', '.join(saved.layer_names)}); pass the same ones as layers=."
             )
         options["layers"] = layers
-    approx = METHODS[saved.header["method"]](model, random_seed=0, **options).approx
-    restore(approx, saved)
+    prepared = prepare(program, OPTIONS[method](**options), np.random.default_rng(0))
+    values, objective = values_of(saved, prepared), prepared.objective
+    saved.check_densities(lambda: objective.weigh(values, probe_noise(objective.size))[1:])
+    approx = EMFApproximation(prepared, random_seed=0)
+    approx.adopt(values, read_record(saved, len(values)))
+    approx.random_state = saved.header["random_state"]
     return approx

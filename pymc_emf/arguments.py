@@ -1,0 +1,56 @@
+"""Arguments that several functions of the package share: checks, seeds, progress bars."""
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import numpy as np
+
+from pymc.progress_bar import CustomProgress, default_progress_theme
+from pymc.util import RandomState
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn
+from rich.theme import Theme
+
+from pymc_emf._compat import seeds_per_chain
+
+__all__ = ["check_callbacks", "check_positive", "free_name", "make_rng", "progress_bar"]
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise ValueError unless the value of an argument is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+
+
+def check_callbacks(callbacks: Any) -> list[Any]:
+    """Return a list of functions; raise TypeError if these are none."""
+    if callbacks is None:
+        return []
+    if not isinstance(callbacks, Iterable) or not all(callable(c) for c in callbacks):
+        raise TypeError(f"callbacks must be a list of functions, got {callbacks!r}.")
+    return list(callbacks)
+
+
+def make_rng(random_seed: RandomState) -> np.random.Generator:
+    """Make a generator from anything that PyMC takes as a seed."""
+    (seed,) = seeds_per_chain(random_seed, 1)
+    return np.random.default_rng(seed)
+
+
+def free_name(name: str, taken: Collection[Any]) -> str:
+    """Name of an axis of ours, with underscores behind it if a model has a dim of that name."""
+    while name in taken:
+        name += "_"
+    return name
+
+
+def progress_bar(
+    shown: bool, theme: Theme = default_progress_theme, *columns: ProgressColumn
+) -> CustomProgress:
+    """Progress bar as PyMC's, with further columns."""
+    return CustomProgress(
+        *Progress.get_default_columns(),
+        *columns,
+        console=Console(theme=theme),
+        disable=not shown,
+    )

@@ -1,0 +1,303 @@
+"""The trainer: steps of a compiled loop, chunk by chunk, until there is a reason to stop."""
+
+import time
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytensor
+
+from pymc.progress_bar import default_progress_theme
+from rich.progress import TextColumn
+from rich.theme import Theme
+
+from pymc_emf.arguments import progress_bar
+from pymc_emf.engine.loop import CHUNK_SIZE, MAX_BAD_STEPS, Chunk, LoopState
+from pymc_emf.engine.optimizers import Optimizer
+from pymc_emf.engine.stopping import Stopping, has_plateaued, is_exact
+
+__all__ = ["Observer", "Run", "Trained", "average", "stop_when_settled", "train"]
+
+#: Steps over which the rates fall to zero once the losses have stopped falling.
+COOL_DOWN = 1000
+#: With callbacks, a chunk is no longer than this share of the fit.
+CHUNKS_WITH_CALLBACKS = 10
+
+
+@dataclass
+class Run:
+    """Steps of a loop up to a number of them, or until there is a reason to stop earlier.
+
+    All that decides how it goes on is in its attributes, so that it can be put down after any
+    chunk and taken up again, in another process too, with the same result.
+
+    Attributes
+    ----------
+    optimizer : Optimizer
+    state : LoopState
+    seed : int
+        Of the random numbers of all steps.
+    losses : ndarray, shape (n,)
+        Of every step; NaN for those that are still to come.
+    end : int
+        After how many steps it ends, as things stand.
+    reason : str
+        Why it ends there, see :class:`Stopping`.
+    """
+
+    optimizer: Optimizer
+    state: LoopState
+    seed: int
+    losses: np.ndarray
+    end: int
+    reason: str = "steps"
+
+    @classmethod
+    def begin(cls, optimizer: Optimizer, state: LoopState, seed: int, n: int) -> "Run":
+        """Make a run of ``n`` steps from a state."""
+        return cls(optimizer, state, seed, np.full(n, np.nan), n)
+
+    @property
+    def n(self) -> int:
+        """Number of steps that were asked for."""
+        return len(self.losses)
+
+    @property
+    def done(self) -> int:
+        """Number of steps taken."""
+        return int(self.state.step)
+
+    @property
+    def losses_so_far(self) -> np.ndarray:
+        return self.losses[: self.done]
+
+    @property
+    def values(self) -> list[np.ndarray]:
+        """Values of the trained variables."""
+        return [np.asarray(value) for value in self.optimizer.unpack(self.state.parameters)]
+
+    @property
+    def key(self) -> jax.Array:
+        return jax.random.key(self.seed)
+
+    @property
+    def bad_steps(self) -> int:
+        """Length of the present run of non-finite steps."""
+        return int(self.state.bad_steps)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it stands still because too many steps in a row were not finite."""
+        return self.bad_steps >= min(MAX_BAD_STEPS, self.n)
+
+    @property
+    def over(self) -> bool:
+        return self.done >= self.end or self.bad_steps >= MAX_BAD_STEPS
+
+    def advance(self, chunk: Chunk, longest: int) -> int:
+        """Take the steps of one chunk, or fewer; return their number."""
+        first, size = self.done, min(chunk.size, longest, self.end - self.done)
+        state, losses = chunk(self.state, self.key, size)
+        self.losses[first : first + size] = losses
+        self.state = state  # last: an interrupt may strike before
+        return size
+
+    def stop(self, reason: str, within: int = 0) -> None:
+        """End now, or once the rates have fallen to zero over some further steps."""
+        self.reason, self.end = reason, min(self.n, self.done + within)
+        if self.end > self.done:
+            cooled = self.optimizer.cool_down(self.state.optimizer, self.end - self.done)
+            self.state = self.state._replace(optimizer=cooled)
+
+    # --- as numbers, for a file ----------------------------------------------------------------
+
+    def numbers(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """All of it: what JSON can hold, and arrays."""
+        plain = {"seed": self.seed, "end": self.end, "reason": self.reason}
+        leaves = [np.asarray(_data(leaf)) for leaf in jax.tree.leaves(self.state)]
+        return plain, [self.losses, *leaves]
+
+    @classmethod
+    def from_numbers(
+        cls,
+        plain: dict[str, Any],
+        arrays: Sequence[np.ndarray],
+        optimizer: Optimizer,
+        like: LoopState,
+    ) -> "Run":
+        """Make a run from what :meth:`numbers` has returned.
+
+        Parameters
+        ----------
+        plain, arrays
+        optimizer : Optimizer
+        like : LoopState
+            A state of the same loop, for the structure.
+
+        Raises
+        ------
+        ValueError
+            If the structure is another one.
+        """
+        losses, *saved = arrays
+        leaves, structure = jax.tree.flatten(like)
+        kinds = [(np.shape(_data(leaf)), jnp.asarray(_data(leaf)).dtype.name) for leaf in leaves]
+        if kinds != [(array.shape, array.dtype.name) for array in saved]:
+            raise ValueError("The state of the optimiser has another structure.")
+        state = jax.tree.unflatten(structure, map(_like, leaves, saved))
+        return cls(optimizer, state, losses=losses.copy(), **plain)
+
+
+def _data(leaf: Any) -> Any:
+    """Numbers of a leaf; JAX wraps those of a random key."""
+    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
+
+
+def _like(leaf: Any, array: np.ndarray) -> jax.Array:
+    if _data(leaf) is leaf:
+        return jnp.asarray(array)
+    return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
+
+
+#: Called with the run after every chunk. What it returns, if anything, the progress bar shows.
+#: It may end the run by ``run.stop``, or by raising StopIteration.
+Observer = Callable[[Run], str | None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a run.
+
+    Attributes
+    ----------
+    values : list of ndarray
+        Of the trained variables. If the run failed, they are those before the first of the
+        non-finite steps at its end.
+    losses : ndarray
+        Of every step; without those at the end of a run that failed.
+    stopping : Stopping
+    message : str
+        What a StopIteration said.
+    seconds : float
+        A step took, without callbacks.
+    error : BaseException or None
+        Raised by an observer, and to be raised again once the values are safe.
+    """
+
+    values: list[np.ndarray]
+    losses: np.ndarray
+    stopping: Stopping
+    message: str = ""
+    seconds: float = 0.0
+    error: BaseException | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self.stopping.reason == "non-finite"
+
+
+def train(
+    run: Run,
+    chunk: Chunk,
+    observers: Sequence[Observer] = (),
+    *,
+    callbacks: Sequence[Any] = (),
+    progressbar: bool = True,
+    progressbar_theme: Theme = default_progress_theme,
+) -> Trained:
+    """Take the steps of a run.
+
+    Ctrl-C and any error of an observer end the run; neither costs what was learnt.
+
+    Parameters
+    ----------
+    run : Run
+        Is advanced in place.
+    chunk : Chunk
+    observers : sequence of callable
+        Called in this order after every chunk.
+    callbacks : sequence of callable
+        The user's, which one of the observers calls. With them, a chunk is no longer than a
+        tenth of the run, and ends where a callback's attribute ``every`` asks for.
+    progressbar : bool
+    progressbar_theme : rich.theme.Theme
+    """
+    bar = progress_bar(progressbar, progressbar_theme, TextColumn("{task.fields[loss]}"))
+    first, stepping = run.done, 0.0
+    ended, message, error = "", "", None
+    try:
+        with bar:
+            task = bar.add_task("Fitting", total=run.n, completed=run.done, loss="")
+            while not run.over:
+                begin = time.perf_counter()
+                size = run.advance(chunk, _longest(run, callbacks))
+                stepping += time.perf_counter() - begin
+                shown = [f"Average Loss = {average(run.losses_so_far):,.5g}"]
+                bar.update(task, advance=size, loss=shown[0])
+                for observe in observers:
+                    shown += filter(None, [observe(run)])
+                bar.update(task, loss=", ".join(shown))
+    except KeyboardInterrupt:
+        ended = "interrupted"
+    except StopIteration as stopped:
+        run.stop("callback")
+        message = str(stopped)
+    except BaseException as other:
+        ended, error = "unfinished", other
+    if run.failed:
+        ended = "non-finite"
+    losses = run.losses[: run.done - run.bad_steps] if run.failed else run.losses_so_far
+    return Trained(
+        run.values,
+        losses,
+        Stopping(ended or (run.reason if run.over else "unfinished"), run.done),
+        message,
+        stepping / max(run.done - first, 1),
+        error,
+    )
+
+
+def _longest(run: Run, callbacks: Sequence[Any]) -> int:
+    """Number of steps until the callbacks want to be asked."""
+    if not callbacks:
+        return CHUNK_SIZE
+    wanted = [getattr(callback, "every", None) for callback in callbacks]
+    waits = [int(n) - run.done % int(n) for n in wanted if isinstance(n, int) and n > 0]
+    return min(CHUNK_SIZE, max(run.n // CHUNKS_WITH_CALLBACKS, 1), *waits)
+
+
+def average(losses: np.ndarray) -> float:
+    """Mean of the last thousand losses that are finite."""
+    recent = losses[-1000:]
+    recent = recent[np.isfinite(recent)]
+    return float(recent.mean()) if recent.size else np.nan
+
+
+def stop_when_settled(n_draws: int, tol: float | None, may_be_exact: bool) -> Observer:
+    """Make an observer that ends a run whose losses say that there is nothing more to gain.
+
+    Parameters
+    ----------
+    n_draws : int
+        Draws behind each loss.
+    tol : float or None
+        See :func:`has_plateaued`.
+    may_be_exact : bool
+        Whether losses without noise mean that there is nothing left to learn.
+    """
+    dtype = np.dtype(pytensor.config.floatX)
+
+    def observe(run: Run) -> None:
+        losses = run.losses_so_far
+        window = min(CHUNK_SIZE, run.n)
+        if may_be_exact and is_exact(losses[-window:], n_draws, window, dtype):
+            run.stop("exact")
+        elif tol is not None and run.reason == "steps" and has_plateaued(losses, tol):
+            run.stop("converged", within=COOL_DOWN if run.optimizer.scheduled else 0)
+
+    return observe

@@ -1,0 +1,34 @@
+"""The end of every fit: the last check, and what is said."""
+
+import time
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+
+from pymc_emf.engine.trainer import Trained
+from pymc_emf.variational.approximation import EMFApproximation
+from pymc_emf.variational.check import check, report
+
+__all__ = ["conclude"]
+
+
+def conclude(
+    approx: EMFApproximation,
+    before: Sequence[np.ndarray],
+    trained: Trained,
+    n: int,
+    rng: np.random.Generator,
+    begin: float,
+) -> None:
+    """Check a fit, keep the better of it and its start, and say how it ended."""
+    checked = None
+    with suppress(KeyboardInterrupt):  # what was learnt is safe
+        checked = check(approx.objective, before, approx.values, rng)
+    timing = approx.timing | {"fit": time.perf_counter() - begin}
+    pareto_k = None if checked is None else checked.pareto_k
+    values = approx.values if checked is None else checked.values
+    approx.adopt(values, replace(approx.record, pareto_k=pareto_k, timing=timing))
+    report(checked, trained.losses, trained.stopping, n)

@@ -1,0 +1,121 @@
+"""Points at which a fit may start: the user's own, and draws from the prior."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytensor
+
+from pymc.initial_point import make_initial_point_fn
+from pytensor.graph.basic import Variable
+
+from pymc_emf.exceptions import BadStartError
+from pymc_emf.model.program import Program
+from pymc_emf.variational.importance import log_ratio
+from pymc_emf.variational.objective import Objective, Values
+from pymc_emf.variational.target import Target
+
+__all__ = ["evaluate_prior", "point_in_noise", "user_point"]
+
+N_PRIOR_DRAWS = 200
+
+
+def user_point(program: Program, start: Mapping[str, Any] | None) -> dict[str, np.ndarray] | None:
+    """Unconstrained values of a start, or of the model's own ``initval``; None without either."""
+    model = program.model
+    initvals = [x for x in model.rvs_to_initial_values.values() if not isinstance(x, str)]
+    if start is None and all(initval is None for initval in initvals):
+        return None
+    start = dict(start or {})
+    shapes = {site.value_name: site.shape for site in program.sites_in_model_order}
+    shapes |= {site.name: site.rv_shape for site in program.sites_in_model_order}
+    for name, value in start.items():
+        if name not in shapes:
+            raise ValueError(
+                f"start has a value of {name!r}, which is none of the model's free variables: "
+                f"{', '.join(site.name for site in program.sites_in_model_order)}."
+            )
+        if not isinstance(value, str | Variable) and np.shape(value) != shapes[name]:
+            raise ValueError(
+                f"The start of {name} must have shape {shapes[name]}, got {np.shape(value)}."
+            )
+    point = make_initial_point_fn(
+        model=model, overrides=start, jitter_rvs=set(), return_transformed=True
+    )(0)
+    for site in program.sites:
+        if not np.isfinite(point[site.value_name]).all():
+            of = "start" if {site.name, site.value_name} & start.keys() else "initval"
+            raise BadStartError(f"The {of} of {site.name} lies outside of its support.")
+    return point
+
+
+def point_in_noise(target: Target, point: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Structured noise of a point of unconstrained values, at the layer's initial values."""
+    program = target.program
+    flat = np.concatenate(
+        [np.ravel(point[site.value_name]) for site in program.sites_in_model_order]
+    )
+    noise, _ = target.structured_layer.inverse(flat)
+    for site in program.sites:
+        if not np.isfinite(noise[site.noise]).all():
+            raise BadStartError(f"The start of {site.name} lies outside of its support.")
+    return noise
+
+
+def evaluate_prior(
+    objective: Objective,
+    values: Values,
+    rng: np.random.Generator,
+    start: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log density of the posterior at draws of the structured layer's noise.
+
+    Parameters
+    ----------
+    objective : Objective
+    values : sequence of array
+        Of all variables.
+    rng : Generator
+    start : ndarray, optional
+        A further point; without it the first point is zero noise.
+
+    Returns
+    -------
+    noise : ndarray, shape (points, size)
+    log_density : ndarray, shape (points,)
+        Unnormalised, pulled back to the noise, in nats.
+
+    Raises
+    ------
+    BadStartError
+        If it is finite at none of them; names the first term of the log density to blame.
+    """
+    target, (_, target_values) = objective.target, objective.split(values)
+    n_draws = target.affordable(N_PRIOR_DRAWS)
+    noise = rng.normal(size=(n_draws, objective.size)).astype(pytensor.config.floatX)
+    noise[0] = 0.0 if start is None else start
+    _, log_p, log_det = target.evaluate_many(target_values, noise)
+    total = log_ratio(log_p, -log_det)
+    if not np.isfinite(total).any():
+        held = [jnp.asarray(value) for value in target_values]
+        minibatch = target.minibatches.first
+        terms = jax.jit(jax.vmap(lambda e: target.terms(held, e, minibatch)))(noise)
+        raise BadStartError(_blame(dict(zip(target.term_names, terms, strict=True))))
+    return noise, total
+
+
+def _blame(terms: dict[str, np.ndarray]) -> str:
+    shares = {name: np.isfinite(np.asarray(term)).mean() for name, term in terms.items()}
+    name = min(shares, key=shares.__getitem__)
+    bad = np.asarray(terms[name])
+    n_tried = len(bad)
+    bad = bad[~np.isfinite(bad)]
+    kind = "NaN" if bad.size and np.isnan(bad).all() else "not finite"
+    if bad.size and np.isneginf(bad).all():
+        kind = "minus infinity"
+    return (
+        f"The log density of {name} is {kind} at every point tried, {n_tried} draws from "
+        f"the prior; check the parameters and data of {name}, or pass a start= where it is finite."
+    )

@@ -1,0 +1,122 @@
+"""From a model and options to what all of its fits share: nothing here changes in a fit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import pymc as pm
+
+from pymc_emf.engine.devices import shardings
+from pymc_emf.engine.loop import CHUNK_SIZE, Chunk, compile_chunk, start_state
+from pymc_emf.engine.optimizers import Optimizer, make_optimizer
+from pymc_emf.layers.presets import make_layers
+from pymc_emf.model.program import Program
+from pymc_emf.variational.objective import Objective, Values
+from pymc_emf.variational.options import LEARNING_RATE, FitOptions, Options
+
+__all__ = ["Prepared", "Steps", "compile_steps", "prepare"]
+
+#: Random numbers made at once, for several steps: 32 MB.
+MAX_NUMBERS_AHEAD = 2**22
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model as a flow, compiled or about to be.
+
+    Attributes
+    ----------
+    options : Options
+    objective : Objective
+        With the program, the layers and the target.
+    initial : list of ndarray
+        First values of the objective's variables.
+    """
+
+    options: Options
+    objective: Objective
+    initial: list[np.ndarray]
+
+    @property
+    def program(self) -> Program:
+        return self.objective.program
+
+    @property
+    def model(self) -> pm.Model:
+        return self.program.model
+
+
+def prepare(program: Program, options: Options, rng: np.random.Generator) -> Prepared:
+    """Make the flow of a model.
+
+    Parameters
+    ----------
+    program : Program
+    options : Options
+    rng : Generator
+        For initial weights.
+    """
+    structured = options.structured(program)
+    layers = make_layers(options.layers, structured.size, rng, program.hubs)
+    objective = Objective(layers, structured, options.gradient)
+    return Prepared(options, objective, [v.get_value() for v in objective.variables])
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The compiled loop, and what it was compiled for.
+
+    Attributes
+    ----------
+    optimizer : Optimizer
+    chunk : Chunk
+    n_draws : int
+    """
+
+    optimizer: Optimizer
+    chunk: Chunk
+    n_draws: int
+    asked: tuple
+    devices: Sequence[jax.Device] | None
+
+
+def _asked(ask: FitOptions) -> tuple:
+    return ask.obj_optimizer, ask.total_grad_norm_constraint, ask.obj_n_mc
+
+
+def compile_steps(
+    prepared: Prepared, values: Values, ask: FitOptions, known: Steps | None = None
+) -> Steps:
+    """Begin to compile the loop, unless the one that is known serves; any ``n`` does.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    values : sequence of array
+        Of all variables, for their shapes and types.
+    ask : FitOptions
+    known : Steps, optional
+    """
+    objective, devices = prepared.objective, ask.devices
+    if known is not None and known.devices == devices:
+        optimizer, *others = known.asked
+        if optimizer is ask.obj_optimizer and tuple(others) == _asked(ask)[1:]:
+            return known
+    objective.rewrite()  # JAX must not trace that
+    trained, fixed = objective.trained(values), objective.fixed(values)
+    optimizer = make_optimizer(
+        ask.obj_optimizer, ask.total_grad_norm_constraint, trained, objective.parameters
+    )
+    dealt, everywhere = shardings(devices)
+    rates = [np.full(np.shape(value), LEARNING_RATE) for value in trained]
+    chunk = compile_chunk(
+        lambda key: objective.draw(key, ask.obj_n_mc, dealt),
+        objective.loss,
+        optimizer,
+        start_state(optimizer, trained, 1, rates, fixed),  # as long as any other
+        CHUNK_SIZE,
+        ahead=max(1, MAX_NUMBERS_AHEAD // (ask.obj_n_mc * objective.size)),
+        placement=everywhere,
+    )
+    return Steps(optimizer, chunk, ask.obj_n_mc, _asked(ask), devices)

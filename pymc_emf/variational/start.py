@@ -1,0 +1,165 @@
+"""Where a fit starts: the best of several candidates, and how fast it learns from there."""
+
+import time
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import pytensor
+
+from pymc_emf.engine.loop import start_state
+from pymc_emf.engine.stopping import EXACT
+from pymc_emf.variational.objective import Objective, Values
+from pymc_emf.variational.options import GATE_LEARNING_RATE, LEARNING_RATE
+from pymc_emf.variational.points import evaluate_prior, point_in_noise, user_point
+from pymc_emf.variational.prepare import Prepared, Steps
+from pymc_emf.variational.search import Search, WarmStart, framed_layer
+
+__all__ = ["Started", "find_start", "rates_of"]
+
+#: Draws from which the sensitivity to the gates is taken.
+N_SENSITIVITY_DRAWS = 50
+#: Candidates are tried out for this share of the steps, within bounds. Rounds of trials end once a
+#: larger share is spent.
+TRIAL_SHARE, MIN_TRIAL, MAX_TRIAL = 20, 50, 500
+TRIALS_SHARE = 4
+
+
+@dataclass(frozen=True)
+class Started:
+    """Where a fit starts, and how.
+
+    Attributes
+    ----------
+    values : list of ndarray
+        Of all variables.
+    report : WarmStart
+    gate_rates : list of ndarray or None
+        Learning rates of the structured layer's parameters, if they were chosen.
+    seconds : float
+    """
+
+    values: list[np.ndarray]
+    report: WarmStart
+    gate_rates: list[np.ndarray] | None = None
+    seconds: float = 0.0
+
+
+def find_start(
+    prepared: Prepared,
+    rng: np.random.Generator,
+    n: int,
+    steps: Steps | None,
+    initial: Values | None = None,
+) -> Started:
+    """Check that the log density is finite somewhere, and find a good start.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    rng : Generator
+    n : int
+        Steps of the fit.
+    steps : Steps or None
+        The loop, in which candidates may be tried out.
+    initial : sequence of ndarray, optional
+        Values before the fit, by default the first ones.
+
+    Raises
+    ------
+    BadStartError
+        If the log density is finite nowhere, or the user's point lies outside of the support.
+    ValueError
+        If the user's point does not fit the model, or there is no affine layer that it could move.
+    """
+    begin = time.perf_counter()
+    objective, options = prepared.objective, prepared.options
+    values = list(prepared.initial if initial is None else initial)
+    layer = framed_layer(objective)
+    if options.start is not None and layer is None:
+        raise ValueError("A start needs an affine layer as the last of the layers; add one.")
+    point = user_point(prepared.program, options.start)
+    start = None if point is None else point_in_noise(objective.target, point)
+    objective.rewrite()
+    noise, log_density = evaluate_prior(objective, values, rng, start)
+    if options.warm_start is False:
+        report = WarmStart("none")
+        if start is not None and layer is not None:
+            values, report = Search(objective, values, rng, None, 0).at(layer, start)
+        return Started(values, report, None, time.perf_counter() - begin)
+
+    train = None
+    n_trial = min(n // TRIAL_SHARE, MAX_TRIAL)
+    if steps is not None and steps.optimizer.scheduled and n_trial >= MIN_TRIAL:
+        train = _Trial(prepared, steps, n_trial, rng)
+    search = Search(objective, values, rng, train, n // TRIALS_SHARE)
+    values, report = search.run(noise, log_density, start)
+    gate_rates = _gate_rates(_gate_sensitivity(objective, values, rng), report.sd)
+    return Started(values, report, gate_rates, time.perf_counter() - begin)
+
+
+def rates_of(prepared: Prepared, started: Started) -> list[np.ndarray]:
+    """Peak learning rate of every element that is trained."""
+    objective = prepared.objective
+    own, model = objective.structured.own_parameters, objective.program.parameters
+    rates = [np.full(p.type.shape, LEARNING_RATE) for p in objective.layer_parameters]
+    if started.gate_rates is None:
+        rates += [np.full(p.type.shape, prepared.options.gate_rate) for p in own]
+    else:
+        rates += started.gate_rates[: len(own)]
+    rates += [np.full(p.type.shape, LEARNING_RATE) for p in model]
+    if started.report.sd**2 < 2 * EXACT and not model:
+        # Adam would make full steps of what is left of the gradients, which is rounding
+        rates = [np.zeros_like(rate) for rate in rates]
+    return rates
+
+
+class _Trial:
+    """A few steps of training, to see what becomes of a start."""
+
+    def __init__(self, prepared: Prepared, steps: Steps, n: int, rng: np.random.Generator):
+        self.prepared, self.steps, self.n, self.rng = prepared, steps, n, rng
+
+    def __call__(self, values: Values) -> list[np.ndarray]:
+        objective, steps = self.prepared.objective, self.steps
+        gate_rates = _gate_rates(_gate_sensitivity(objective, values, self.rng), np.inf)
+        rates = rates_of(self.prepared, Started(list(values), WarmStart("none"), gate_rates))
+        trained, fixed = objective.trained(values), objective.fixed(values)
+        state = start_state(steps.optimizer, trained, self.n, rates, fixed)
+        key = jax.random.key(int(self.rng.integers(2**31)))
+        for done in range(0, self.n, steps.chunk.size):
+            state, _ = steps.chunk(state, key, min(steps.chunk.size, self.n - done))
+        learnt = [np.asarray(value) for value in steps.optimizer.unpack(state.parameters)]
+        return objective.join(learnt, fixed)
+
+
+def _gate_sensitivity(
+    objective: Objective, values: Values, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """How much the log density changes with each gate's parameter, at typical draws.
+
+    The median size of the derivative in nats, with that of the log density in whitened noise
+    about one. Where a prior is much wider than the posterior, the least movement of its gate
+    moves the draws by many posterior standard deviations.
+    """
+    noise = rng.normal(size=(N_SENSITIVITY_DRAWS, objective.size))
+    inner = objective.structured_noise_of(values, noise.astype(pytensor.config.floatX))
+    _, target_values = objective.split(values)
+    slopes = [objective.target.energy(target_values, point)[2] for point in inner]
+    return [np.median(np.abs(of_one), axis=0) for of_one in zip(*slopes, strict=True)]
+
+
+def _gate_rates(sensitivity: Sequence[np.ndarray], sd: float) -> list[np.ndarray]:
+    """Learning rates of the gates.
+
+    No step may change the log density by more than the steps of other parameters do. And the
+    closer the start is to the posterior, as the standard deviation of its log weights tells, the
+    less there is for the gates to do: their gradients are by reparameterisation, whose noise
+    does not vanish.
+    """
+    share = GATE_LEARNING_RATE / LEARNING_RATE
+    return [
+        GATE_LEARNING_RATE * min(1.0, sd) / np.maximum(1.0, share * size) for size in sensitivity
+    ]

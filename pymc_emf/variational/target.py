@@ -1,0 +1,210 @@
+"""The posterior in the noise of the structured layer, as JAX functions."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+
+from pytensor.graph.basic import Constant
+from pytensor.tensor.sharedvar import SharedVariable
+
+from pymc_emf.engine.batch import batch_jax
+from pymc_emf.engine.compile import compile_bijection
+from pymc_emf.engine.graph import expose_minibatches
+from pymc_emf.engine.jax import jaxify
+from pymc_emf.layers import StructuredLayer
+from pymc_emf.model.density import split_batches
+from pymc_emf.variational.minibatches import Minibatches
+
+__all__ = ["Target"]
+
+#: Draws evaluated in one compiled call, and how many numbers they may hold together.
+MAX_BATCH_SIZE = 500
+MAX_NUMBERS_TOGETHER = 10_000_000
+
+type Values = Sequence[Any]
+
+
+class _Compiled(NamedTuple):
+    """The model as one JAX function: value, batches of log-density terms, log|det F|."""
+
+    function: Any
+    names: list[list[str]]
+    minibatches: Minibatches
+
+
+class Target:
+    """The posterior's log density, unnormalised, in the noise of the structured layer.
+
+    All functions take ``values``, those of :attr:`variables`, first.
+
+    Parameters
+    ----------
+    structured : StructuredLayer
+    """
+
+    def __init__(self, structured: StructuredLayer):
+        self.structured = structured
+        self.program = structured.program
+
+    @property
+    def size(self) -> int:
+        return self.program.size
+
+    @property
+    def data(self) -> list[SharedVariable]:
+        """Observed data, as far as they may change from fit to fit."""
+        return list(self.program.data.values())
+
+    @property
+    def variables(self) -> list[SharedVariable]:
+        """Parameters of the structured layer, and data that may change."""
+        return [*self.structured.parameters, *self.data]
+
+    @property
+    def check_bounds(self) -> bool:
+        return self.program.model.check_bounds
+
+    @cached_property
+    def _compiled(self) -> _Compiled:
+        noise = pt.vector("noise", shape=(self.size,), dtype=pytensor.config.floatX)
+        value, log_det = self.structured.forward(noise)
+        batches = self.program.log_density_batches(value)
+        names = [names for names, _ in batches]
+        terms = [batch for _, batch in batches]
+        outputs, minibatches = expose_minibatches([value, *terms, log_det])
+        inputs = [*self.variables, noise, *(index for index, _ in minibatches)]
+        try:
+            function = jaxify(inputs, outputs, check_bounds=self.check_bounds)
+        except NotImplementedError as error:
+            for group, term in zip(names, outputs[1:-1], strict=True):
+                try:
+                    jaxify(inputs, [term])
+                except NotImplementedError as reason:
+                    raise NotImplementedError(
+                        f"The log density of {group[0]} cannot be compiled. {reason}"
+                    ) from error
+            raise
+        return _Compiled(function, names, Minibatches(minibatches))
+
+    def rewrite(self) -> None:
+        """Turn the graphs into JAX functions now, rather than at first use."""
+        _ = self._compiled
+
+    @property
+    def minibatches(self) -> Minibatches:
+        return self._compiled.minibatches
+
+    def affordable(self, n_draws: int) -> int:
+        """Number of draws for a comparison or check, fewer if they or the data are very long."""
+        return self.minibatches.affordable(n_draws, self.size)
+
+    @property
+    def term_names(self) -> list[str]:
+        """Names of the log-density terms."""
+        return self.program.term_names
+
+    # --- at one point of noise (JAX) ------------------------------------------------------------
+
+    def terms(self, values: Values, noise, minibatch):
+        """Log-density terms, in order of ``term_names``."""
+        function, names, _ = self._compiled
+        _, *batches, _ = function(*values, noise, *minibatch)
+        terms = split_batches(list(zip(names, map(jnp.asarray, batches), strict=True)))
+        return [terms[name] for name in self.term_names]
+
+    def evaluate(self, values: Values, noise, minibatch):
+        """Value, log joint density and log|det F|."""
+        function, names, _ = self._compiled
+        value, *batches, log_det = function(*values, noise, *minibatch)
+        totals = [
+            batch.sum() if jnp.ndim(batch) else len(group) * batch
+            for group, batch in zip(names, batches, strict=True)
+        ]
+        return value, sum(totals), log_det
+
+    def evaluate_all(self, values: Values, noise):
+        """The same, of all data."""
+        value, log_p, log_det = self.evaluate(values, noise, self.minibatches.first)
+        if self.minibatches:
+            minibatches, weights = self.minibatches.weighted
+            each = jax.lax.map(lambda m: self.evaluate(values, noise, m)[1], minibatches)
+            log_p = (weights.astype(each.dtype) * each).sum()
+        return value, log_p, log_det
+
+    def log_density(self, values: Values, noise, minibatch):
+        """Log density in the noise of the structured layer."""
+        _, log_p, log_det = self.evaluate(values, noise, minibatch)
+        return log_p + log_det
+
+    @cached_property
+    def energy(self):
+        """Minus the log density of data for a search, and its derivatives.
+
+        ``energy(values, noise)`` returns it and the derivatives in the noise and in the
+        parameters of the structured layer.
+        """
+        self.rewrite()
+        n_parameters = len(self.structured.parameters)
+
+        def energy(noise, parameters, data, minibatch):
+            return -self.log_density([*parameters, *data], noise, minibatch)
+
+        derive = jax.value_and_grad(energy, argnums=(0, 1))
+
+        @jax.jit
+        def average(noise, parameters, data):
+            if not self.minibatches:
+                return derive(noise, parameters, data, [])
+            each = jax.lax.map(
+                lambda minibatch: derive(noise, parameters, data, minibatch),
+                self.minibatches.for_search,
+            )
+            return jax.tree.map(lambda x: x.mean(axis=0), each)
+
+        def function(values, noise):
+            values = [jnp.asarray(value) for value in values]
+            parameters, data = values[:n_parameters], values[n_parameters:]
+            value, (slope, parameter_slopes) = average(noise, parameters, data)
+            return value, slope, parameter_slopes
+
+        return function
+
+    # --- at many points -------------------------------------------------------------------------
+    # The start, the last check and the draws share these, which compile once: a batch has one
+    # size, whatever the number of events.
+
+    @cached_property
+    def evaluate_many(self):
+        """Value, log joint density of all data and log|det F| at many points of noise."""
+        self.rewrite()  # JAX must not trace that
+        return batch_jax(self.evaluate_all, size=self.batch_size)
+
+    @cached_property
+    def constrain_many(self):
+        """Value and log|det F| at many points of noise, without a look at the data."""
+        self.rewrite()
+
+        def single(values, noise):
+            value, _, log_det = self.evaluate(values, noise, self.minibatches.first)
+            return value, log_det
+
+        return batch_jax(single, size=self.batch_size)
+
+    @cached_property
+    def structured_layer(self):
+        """Both directions of the structured layer, at the values that it holds."""
+        return compile_bijection(self.structured)
+
+    @property
+    def batch_size(self) -> int:
+        """Number of draws that are evaluated together, fewer the more data the model has."""
+        frozen = self.program.frozen
+        data = [np.size(v.data) for v in frozen.rvs_to_values.values() if isinstance(v, Constant)]
+        data += [np.size(v.get_value(borrow=True)) for v in self.data]
+        return int(np.clip(MAX_NUMBERS_TOGETHER // (self.size + sum(data)), 1, MAX_BATCH_SIZE))

@@ -1,0 +1,61 @@
+"""The steps of a fit: from a start to what was learnt."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pymc_emf.engine.loop import start_state
+from pymc_emf.engine.trainer import Observer, Run, Trained, stop_when_settled, train
+from pymc_emf.variational.options import FitOptions
+from pymc_emf.variational.prepare import Prepared, Steps
+from pymc_emf.variational.start import Started, rates_of
+
+__all__ = ["begin_run", "maximise_elbo"]
+
+
+def begin_run(
+    prepared: Prepared, steps: Steps, started: Started, n: int, rng: np.random.Generator
+) -> Run:
+    """Make a run of ``n`` steps from a start."""
+    objective, values = prepared.objective, started.values
+    state = start_state(
+        steps.optimizer,
+        objective.trained(values),
+        n,
+        rates_of(prepared, started),
+        objective.fixed(values),
+    )
+    return Run.begin(steps.optimizer, state, int(rng.integers(2**31)), n)
+
+
+def maximise_elbo(
+    prepared: Prepared,
+    steps: Steps,
+    run: Run,
+    ask: FitOptions,
+    before_stopping: Sequence[Observer] = (),
+    after_stopping: Sequence[Observer] = (),
+) -> Trained:
+    """Take the steps of a run, until there is a reason to stop.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    steps : Steps
+    run : Run
+        Is advanced in place.
+    ask : FitOptions
+    before_stopping, after_stopping : sequence of callable
+        Called after every chunk, before and after it is decided whether to stop.
+    """
+    # the exact posterior under some parameters of the model is not that under the best
+    may_be_exact = not prepared.program.parameters
+    settled = stop_when_settled(steps.n_draws, ask.tol, may_be_exact)
+    return train(
+        run,
+        steps.chunk,
+        [*before_stopping, settled, *after_stopping],
+        callbacks=ask.callbacks or (),
+        progressbar=ask.progressbar,
+        progressbar_theme=ask.progressbar_theme,
+    )

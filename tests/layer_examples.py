@@ -1,0 +1,65 @@
+"""A layer of every kind, on which the laws of layers are tested; a new layer joins these."""
+
+import numpy as np
+
+import pymc_emf as emf
+
+from pymc_emf.layers.parameters import store
+
+SIZE = 5
+
+
+def masked(size=SIZE, **kwargs):
+    options = {"hidden": (8, 8), "random_seed": 0, "dtype": "float64"} | kwargs
+    return emf.MaskedAutoregressive(size, **options)
+
+
+def framed(layer, *spread):
+    """A layer with a frame away from the identity."""
+    values = [v.get_value() for v in layer.variables]
+    store(layer.variables, layer.set_frame(values, np.arange(SIZE) - 2.0, *spread))
+    return layer
+
+
+def cholesky():
+    matrix = np.tril(np.random.default_rng(0).normal(size=(SIZE, SIZE)))
+    matrix[np.diag_indices(SIZE)] = np.arange(1.0, SIZE + 1)
+    return matrix
+
+
+def low_rank_spread():
+    """Scales, coefficients, directions and stretch."""
+    directions, _ = np.linalg.qr(np.random.default_rng(3).normal(size=(SIZE, 2)))
+    coefficients = np.linspace(-0.5, 1.0, SIZE)
+    return np.arange(1.0, SIZE + 1), coefficients, directions, np.array([0.2, 3.0])
+
+
+LAYERS = {
+    "Affine": lambda: emf.Affine(SIZE),
+    "Affine framed": lambda: framed(emf.Affine(SIZE), cholesky()),
+    "LowRank": lambda: framed(emf.LowRank(SIZE, rank=3), *low_rank_spread()),
+    "LowerTriangular": lambda: emf.LowerTriangular(SIZE),
+    "LowerTriangular framed": lambda: framed(emf.LowerTriangular(SIZE), cholesky()),
+    "MaskedAutoregressive": masked,
+    "MaskedAutoregressive reversed": lambda: masked(reverse=True),
+    "MaskedAutoregressive one hidden": lambda: masked(hidden=(4,)),
+    "Coupling": lambda: emf.Coupling(SIZE, [3, 1], hidden=(8,), dtype="float64", random_seed=0),
+    "Permutation": lambda: emf.Permutation([3, 1, 4, 0, 2]),
+    "Spline": lambda: emf.Spline(SIZE, bound=2.0, knots=5),
+    "Invert": lambda: emf.Invert(masked()),
+    "MixtureOfGaussians": lambda: emf.MixtureOfGaussians(SIZE, 3, loc_range=2.0),
+    "Chain": lambda: emf.Chain([masked(), emf.Permutation([1, 0, 2, 4, 3]), emf.Affine(SIZE)]),
+    "Parallel": lambda: emf.Parallel([masked(2), emf.LowerTriangular(3)], [2, 3]),
+}
+
+#: Those with a frame.
+FRAMED = ["Affine framed", "LowRank", "LowerTriangular framed"]
+
+
+def perturb(layer, seed=1, scale=0.5):
+    """Move a layer's parameters away from where they start."""
+    rng = np.random.default_rng(seed)
+    for parameter in layer.parameters:
+        value = parameter.get_value()
+        parameter.set_value((value + scale * rng.normal(size=value.shape)).astype(value.dtype))
+    return layer
