@@ -14,6 +14,7 @@ from pymc_emf.density.data import ArraySpace, ModelSpace, Space
 from pymc_emf.density.distribution import log_density
 from pymc_emf.engine.batch import batch_jax
 from pymc_emf.engine.jax import jaxify
+from pymc_emf.engine.order import Order
 from pymc_emf.layers import Chain, StructuredLayer, make_layers
 from pymc_emf.layers.presets import LayerSpec
 
@@ -50,29 +51,13 @@ class Likelihood:
         self.space: Space = (
             ModelSpace(last.program) if isinstance(last, StructuredLayer) else ArraySpace(size)
         )
-        at = {id(v): i for i, v in enumerate(self.flow.variables)}
-        self._trained = [at[id(p)] for p in self.flow.parameters]
-        self._fixed = [at[id(b)] for b in self.flow.buffers]
+        order = Order(self.flow.variables, self.flow.parameters, self.flow.buffers)
+        self.trained, self.fixed, self.join = order.trained, order.fixed, order.join
 
     @property
     def initial(self) -> list[np.ndarray]:
         """Values that the variables hold."""
         return [v.get_value() for v in self.flow.variables]
-
-    def trained(self, values: Sequence[Any]) -> list[Any]:
-        """Of all values those of the parameters."""
-        return [values[i] for i in self._trained]
-
-    def fixed(self, values: Sequence[Any]) -> list[Any]:
-        """Of all values those of the buffers."""
-        return [values[i] for i in self._fixed]
-
-    def join(self, trained: Sequence[Any], fixed: Sequence[Any]) -> list[Any]:
-        """All values, from those of parameters and of buffers."""
-        values: list[Any] = [None] * (len(self._trained) + len(self._fixed))
-        for i, value in zip([*self._trained, *self._fixed], [*trained, *fixed], strict=True):
-            values[i] = value
-        return values
 
     # --- one observation (JAX) ------------------------------------------------------------------
 

@@ -169,7 +169,7 @@ def _better(
     mean = average(gain)
     improved = mean > 2 * se or (mean > -2 * se and calmer)
     if not improved and np.isfinite(started).all():
-        logger.info("The fit kept its start, whose ELBO is %.3g nats higher.", -mean)
+        logger.info("The fit kept its start, on which it did not improve.")
         return list(before), started_draws, started
     return list(after), fitted_draws, fitted
 

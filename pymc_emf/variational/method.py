@@ -395,4 +395,5 @@ def fit(
 #: Names of the options of :class:`EMFApprox` that :func:`fit` passes on.
 OPTIONS = set(signature(EMFApprox).parameters) - {"model", "random_seed", "start"}
 #: Names of the arguments of a fit.
-FIT_ARGUMENTS = {f.name for f in fields(FitOptions)} | {"backend", "compile_kwargs"}
+FIT_ARGUMENTS = {f.name for f in fields(FitOptions)}
+FIT_ARGUMENTS |= {"backend", "compile_kwargs", "include_transformed"}

@@ -17,6 +17,7 @@ from scipy.stats import norm
 from pymc_emf.bijections.core.base import Bijection
 from pymc_emf.bijections.numerics.special import normal_logpdf
 from pymc_emf.engine.batch import batch_jax
+from pymc_emf.engine.order import Order
 from pymc_emf.layers import Chain, StructuredLayer
 from pymc_emf.layers.flow import Flow
 from pymc_emf.variational.importance import log_ratio
@@ -61,9 +62,8 @@ class Objective:
         self.program = structured.program
         self.target = Target(structured)
         self.flow = Chain([*self.layers, structured])
-        at = {id(v): i for i, v in enumerate(self.variables)}
-        self._trained = [at[id(p)] for p in self.parameters]
-        self._fixed = [at[id(b)] for b in self.buffers]
+        order = Order(self.variables, self.parameters, self.buffers)
+        self.trained, self.fixed, self.join = order.trained, order.fixed, order.join
 
     @property
     def size(self) -> int:
@@ -99,21 +99,6 @@ class Objective:
         """Values of the layers, and of the target."""
         n_layer_variables = len(self.layer_variables)
         return values[:n_layer_variables], values[n_layer_variables:]
-
-    def trained(self, values: Values) -> list[Any]:
-        """Of all values those of ``parameters``."""
-        return [values[i] for i in self._trained]
-
-    def fixed(self, values: Values) -> list[Any]:
-        """Of all values those of ``buffers``."""
-        return [values[i] for i in self._fixed]
-
-    def join(self, trained: Values, fixed: Values) -> list[Any]:
-        """All values, from those of ``parameters`` and of ``buffers``."""
-        values: list[Any] = [None] * len(self.variables)
-        for i, value in zip([*self._trained, *self._fixed], [*trained, *fixed], strict=True):
-            values[i] = value
-        return values
 
     def replace(self, values: Values, variables: Sequence[SharedVariable], new: Values):
         """All values, with those of some variables replaced."""
