@@ -72,9 +72,8 @@ class Fitter:
         ]
         initial = objective.replace(self.prepared.initial, list(variables.values()), arrays)
         self._steps = steps = compile_steps(self.prepared, initial, self.ask, self._steps)
-        started = find_start(self.prepared, rng, self.ask.n, steps, initial)
-        n = self.ask.n - started.report.n_steps
-        run = begin_run(self.prepared, steps, started, n, rng)
+        started = find_start(self.prepared, rng, initial)
+        run = begin_run(self.prepared, steps, started, self.ask.n, rng)
         trained = maximise_elbo(self.prepared, steps, run, self.ask)
         if trained.error is not None:
             raise trained.error

@@ -22,17 +22,21 @@ Batched = Callable[..., tuple[np.ndarray, ...]]
 
 
 def batch_jax(
-    function: Callable[..., tuple[Any, ...]], size: int | None = None
-) -> Callable[..., tuple[np.ndarray, ...]]:
+    function: Callable[..., Any], size: int | None = None, *, block: int | None = None
+) -> Callable[..., Any]:
     """Vectorise and jit a JAX function of values and one event.
 
     Parameters
     ----------
     function : callable
-        ``function(values, *event)`` returns a tuple.
+        ``function(values, *event)`` returns a pytree of arrays.
     size : int, optional
         Number of events in one compiled call, even if there are fewer; by default a power of two
         that holds them.
+    block : int, optional
+        So many of them are computed together, one block after the other, and blocks without any
+        event not at all: one compiled function is then as good for one event as for many. By
+        default all; divides ``size``.
 
     Returns
     -------
@@ -41,11 +45,27 @@ def batch_jax(
         they are taken in batches of one size.
     """
 
-    @jax.jit
-    def compiled(values, events):
+    def together(values, events):
         return jax.vmap(lambda event: function(values, *event))(events)
 
-    def run(values: Sequence[Any], *events: np.ndarray) -> tuple[np.ndarray, ...]:
+    @jax.jit
+    def compiled(values, events, n_present):
+        if block is None or block >= len(events[0]):
+            return together(values, events)
+
+        def one_block(i, outputs):
+            piece = [jax.lax.dynamic_slice_in_dim(e, i * block, block) for e in events]
+            return jax.tree.map(
+                lambda all, new: jax.lax.dynamic_update_slice_in_dim(all, new, i * block, 0),
+                outputs,
+                together(values, piece),
+            )
+
+        shapes = jax.eval_shape(together, values, events)
+        empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.fori_loop(0, -(-n_present // block), one_block, empty)
+
+    def run(values: Sequence[Any], *events: np.ndarray) -> Any:
         values = [jnp.asarray(value) for value in values]
         n_events = len(events[0])
         step = size or min(BATCH_SIZE, _next_power_of_two(n_events))
@@ -53,8 +73,9 @@ def batch_jax(
         for start in range(0, max(n_events, 1), step):  # without events, one tells the shapes
             present = min(step, n_events - start)
             piece = tuple(_pad(array[start : start + step], step) for array in events)
-            pieces.append([np.asarray(output)[:present] for output in compiled(values, piece)])
-        return tuple(np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+            outputs = compiled(values, piece, present)
+            pieces.append(jax.tree.map(lambda x, n=present: np.asarray(x)[:n], outputs))
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *pieces)
 
     return run
 

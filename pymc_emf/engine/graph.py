@@ -9,6 +9,7 @@ import pytensor.tensor as pt
 
 from pymc.data import MinibatchIndexRV, MinibatchOp
 from pymc.distributions.distribution import SymbolicRandomVariable
+from pytensor.compile.mode import Mode
 from pytensor.graph.basic import Constant, Variable
 from pytensor.graph.replace import clone_replace
 from pytensor.graph.traversal import ancestors, toposort
@@ -16,7 +17,21 @@ from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.random.op import RandomVariable
 from pytensor.tensor.variable import TensorVariable
 
-__all__ = ["depends_on_minibatch", "draws_at_random", "expose_minibatches", "upcast_constants"]
+__all__ = [
+    "depends_on_minibatch",
+    "draws_at_random",
+    "evaluate_once",
+    "expose_minibatches",
+    "upcast_constants",
+]
+
+
+def evaluate_once(inputs: dict[Variable, Any], output: Variable) -> np.ndarray:
+    """Evaluate a graph as it stands, node by node, where to compile it would not pay."""
+    with pytensor.config.change_flags(linker="py", cxx=""):  # of the inner graphs of scans too
+        function = pytensor.function(list(inputs), output, mode=Mode("py", "None"))
+        with np.errstate(all="ignore"):
+            return np.asarray(function(*inputs.values()))
 
 
 def upcast_constants(outputs: Sequence[Variable]) -> list[Variable]:

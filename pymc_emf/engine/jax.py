@@ -17,6 +17,7 @@ from pytensor.graph.replace import clone_replace
 from pytensor.graph.traversal import graph_inputs
 from pytensor.link.jax.dispatch import jax_funcify
 
+from pymc_emf.engine.cache import use_persistent_cache
 from pymc_emf.engine.graph import upcast_constants
 
 __all__ = ["jaxify"]
@@ -46,6 +47,7 @@ def jaxify(
     NotImplementedError
         If the graph holds an Op that has no implementation in JAX.
     """
+    use_persistent_cache()
     outputs = upcast_constants(outputs)
     shared = [v for v in graph_inputs(outputs) if isinstance(v, SharedVariable)]
     as_inputs: dict[Variable, Any] = {v: v.type() for v in inputs if isinstance(v, SharedVariable)}

@@ -100,8 +100,9 @@ def start_state(
     constants : pytree
         Passed on to the loss.
     """
+    values = [np.asarray(value) for value in values]
     parameters, constants = jax.tree.map(jnp.asarray, (optimizer.pack(values), constants))
-    zero = jnp.zeros((), dtype=jnp.int32)
+    zero = jnp.asarray(np.int32(0))
     return LoopState(parameters, optimizer.init(parameters, n, rates), constants, zero, zero)
 
 

@@ -116,11 +116,11 @@ class Adam:
         return self._unpack(parameters)
 
     def init(self, parameters, n, rates):
-        zero = jnp.zeros((), dtype=jnp.int32)
+        zero, end = jnp.asarray(np.int32(0)), jnp.asarray(np.int32(n))
         typed = jax.tree.map(
-            lambda rate, p: jnp.asarray(rate, p.dtype), self._packed_rates(rates), parameters
+            lambda rate, p: jnp.asarray(rate.astype(p.dtype)), self._packed_rates(rates), parameters
         )
-        return self._adam.init(parameters), ScheduleState(zero, zero + n, typed)
+        return self._adam.init(parameters), ScheduleState(zero, end, typed)
 
     def _packed_rates(self, rates: Values) -> Packed:
         return self._pack([np.asarray(rate) for rate in rates])
@@ -140,12 +140,12 @@ class Adam:
     def cool_down(self, state, n_left):
         adam, schedule = state
         # a longer or shorter schedule that has the same rate n_left steps before its end
-        rate = _warmup_cosine(schedule.step, schedule.n_steps)
-        phase = float(jnp.arccos(2 * rate - 1)) / np.pi
+        rate = jax.jit(_warmup_cosine)(schedule.step, schedule.n_steps)
+        phase = np.arccos(2 * float(rate) - 1) / np.pi
         n_falling = round(n_left / max(1 - phase, 1e-3))
         n_steps = n_falling + min(n_falling // 19, MAX_WARMUP)
-        zero = jnp.zeros((), dtype=jnp.int32)
-        return adam, schedule._replace(step=zero + n_steps - n_left, n_steps=zero + n_steps)
+        step, end = jnp.asarray(np.int32(n_steps - n_left)), jnp.asarray(np.int32(n_steps))
+        return adam, schedule._replace(step=step, n_steps=end)
 
 
 def _warmup_cosine(step: jax.Array, n_steps: jax.Array) -> jax.Array:

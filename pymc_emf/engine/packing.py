@@ -34,9 +34,11 @@ def packing(
     kinds = sorted(set(names))
 
     def pack(arrays: Sequence) -> Packed:
+        # outside of compiled code JAX would compile each operation by itself
+        xp = np if all(isinstance(array, np.ndarray) for array in arrays) else jnp
         return {
-            kind: jnp.concatenate(
-                [jnp.ravel(a) for a, name in zip(arrays, names, strict=True) if name == kind]
+            kind: xp.concatenate(
+                [xp.ravel(a) for a, name in zip(arrays, names, strict=True) if name == kind]
             )
             for kind in kinds
         }
@@ -51,6 +53,11 @@ def packing(
         return arrays
 
     # JAX would differentiate slices by padding each to the full length and adding them up
-    unpack = jax.custom_vjp(split)
-    unpack.defvjp(lambda packed: (split(packed), None), lambda _, slopes: (pack(slopes),))
+    differentiable = jax.custom_vjp(split)
+    differentiable.defvjp(lambda packed: (split(packed), None), lambda _, slopes: (pack(slopes),))
+
+    def unpack(packed: Packed) -> list[jax.Array]:
+        numbers = all(isinstance(vector, np.ndarray) for vector in packed.values())
+        return (split if numbers else differentiable)(packed)
+
     return pack, unpack

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["EXACT", "Stopping", "has_plateaued", "is_exact", "rounding_hides"]
+__all__ = ["EXACT", "Stopping", "divergence_left", "has_plateaued", "is_exact", "rounding_hides"]
 
-#: Steps whose losses are averaged before they are compared with those of as many steps before.
-WINDOW = 1000
+#: The latest losses are compared with as many before: this share of all, and no fewer than so many.
+SHARE, WINDOW = 4, 300
 #: Estimated divergence from the posterior, in nats, below which there is nothing left to learn.
 EXACT = 1e-6
 
@@ -33,7 +33,7 @@ class Stopping(NamedTuple):
 def has_plateaued(losses: np.ndarray, tol: float) -> bool:
     """Whether losses no longer fall by more than ``tol``, or by more than their Monte Carlo error.
 
-    Compares the last 1,000 with the 1,000 before.
+    Compares the last quarter with the quarter before.
 
     Parameters
     ----------
@@ -42,13 +42,32 @@ def has_plateaued(losses: np.ndarray, tol: float) -> bool:
     tol : float
         In the units of the losses.
     """
-    if len(losses) < 2 * WINDOW:
+    window = max(WINDOW, len(losses) // SHARE)
+    if len(losses) < 2 * window:
         return False
-    earlier, latest = losses[-2 * WINDOW : -WINDOW], losses[-WINDOW:]
+    earlier, latest = losses[-2 * window : -window], losses[-window:]
     if not (np.isfinite(earlier).all() and np.isfinite(latest).all()):
         return False
-    se = np.sqrt((earlier.var(ddof=1) + latest.var(ddof=1)) / WINDOW)
+    se = np.sqrt((earlier.var(ddof=1) + latest.var(ddof=1)) / window)
     return bool(earlier.mean() - latest.mean() < max(tol, se))
+
+
+def divergence_left(losses: np.ndarray, n_draws: int) -> float:
+    """Estimate the divergence from the posterior, in nats, from the noise of the losses.
+
+    They are means of log weights, half of whose variance it is where it is small.
+
+    Parameters
+    ----------
+    losses : ndarray
+        Of some steps over which the approximation hardly changes.
+    n_draws : int
+        Draws behind each of them.
+    """
+    if len(losses) < 2 or not np.isfinite(losses).all():
+        return np.inf
+    # of neighbours, as the losses may still fall
+    return float(n_draws * np.mean(np.diff(losses) ** 2) / 4)
 
 
 def is_exact(losses: np.ndarray, n_draws: int, window: int, dtype: np.dtype) -> bool:

@@ -18,12 +18,13 @@ from rich.theme import Theme
 from pymc_emf.arguments import progress_bar
 from pymc_emf.engine.loop import CHUNK_SIZE, MAX_BAD_STEPS, Chunk, LoopState
 from pymc_emf.engine.optimizers import Optimizer
-from pymc_emf.engine.stopping import Stopping, has_plateaued, is_exact
+from pymc_emf.engine.stopping import Stopping, divergence_left, has_plateaued, is_exact
 
 __all__ = ["Observer", "Run", "Trained", "average", "stop_when_settled", "train"]
 
-#: Steps over which the rates fall to zero once the losses have stopped falling.
-COOL_DOWN = 1000
+#: Steps over which the rates fall to zero once the losses have stopped falling: this share of
+#: those that were taken, and no fewer than so many.
+COOL_DOWN_SHARE, COOL_DOWN = 4, 200
 #: With callbacks, a chunk is no longer than this share of the fit.
 CHUNKS_WITH_CALLBACKS = 10
 
@@ -78,7 +79,8 @@ class Run:
     @property
     def values(self) -> list[np.ndarray]:
         """Values of the trained variables."""
-        return [np.asarray(value) for value in self.optimizer.unpack(self.state.parameters)]
+        held = jax.tree.map(np.asarray, self.state.parameters)
+        return [np.asarray(value) for value in self.optimizer.unpack(held)]
 
     @property
     def key(self) -> jax.Array:
@@ -288,7 +290,8 @@ def stop_when_settled(n_draws: int, tol: float | None, may_be_exact: bool) -> Ob
     tol : float or None
         See :func:`has_plateaued`.
     may_be_exact : bool
-        Whether losses without noise mean that there is nothing left to learn.
+        Whether losses without noise mean that there is nothing left to learn: neither under
+        the wrong parameters of a model nor over the rows of a minibatch do they.
     """
     dtype = np.dtype(pytensor.config.floatX)
 
@@ -297,7 +300,10 @@ def stop_when_settled(n_draws: int, tol: float | None, may_be_exact: bool) -> Ob
         window = min(CHUNK_SIZE, run.n)
         if may_be_exact and is_exact(losses[-window:], n_draws, window, dtype):
             run.stop("exact")
-        elif tol is not None and run.reason == "steps" and has_plateaued(losses, tol):
-            run.stop("converged", within=COOL_DOWN if run.optimizer.scheduled else 0)
+        elif tol is not None and run.reason == "steps":
+            near = may_be_exact and divergence_left(losses[-CHUNK_SIZE:], n_draws) < tol
+            if near or has_plateaued(losses, tol):
+                within = max(COOL_DOWN, run.done // COOL_DOWN_SHARE)
+                run.stop("converged", within=within if run.optimizer.scheduled else 0)
 
     return observe

@@ -141,7 +141,9 @@ def report(checked: Checked | None, losses: np.ndarray, stopping: Stopping, n: i
     if checked is None:
         logger.warning("The last check was interrupted: nothing is known of how good the fit is.")
     else:
-        warn_if_poor(checked.pareto_k, losses, checked.doubt, checked.weighed.missed)
+        # where it had stopped rising, it rose once more as the rates fell
+        rising = losses if stopping.reason != "converged" else losses[:0]
+        warn_if_poor(checked.pareto_k, rising, checked.doubt, checked.weighed.missed)
 
 
 def _better(

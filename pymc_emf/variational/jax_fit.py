@@ -83,11 +83,8 @@ def _start(kept, approx, ask, rng, file) -> tuple["_Fit", Any]:
         rng.bit_generator.state = taken.random_state
         timing = taken.record.timing | timing
     else:
-        n = ask.n
-        started = kept.start(approx, n, rng, steps)
-        if kept.started is None:  # the trials of the start are among the steps
-            n -= started.report.n_steps
-        run = begin_run(prepared, steps, started, n, rng)
+        started = kept.start(approx, rng)
+        run = begin_run(prepared, steps, started, ask.n, rng)
     timing["warm_start"] = started.seconds
     clock.lap()
     steps.chunk.wait()

@@ -1,27 +1,23 @@
 """Modes of a density, and the curvature there."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-import jax
 import numpy as np
+import pytensor
 
 from scipy.linalg import solve_banded
 from scipy.optimize import minimize
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
+from pymc_emf.variational.regression import ScoreFn
+
 __all__ = ["Energy", "Mode", "find_modes", "low_rank_normal"]
 
-#: Iterations of L-BFGS from every start, and more of them for the few best modes.
-N_FIRST_ITERATIONS = 50
-N_ITERATIONS = 1000
-MAX_NEWTON_STEPS = 30
-#: Gradients spent on the Hessians of one mode.
-MAX_GRADIENTS = 2000
+#: Iterations of L-BFGS; regression of scores goes on from where they lead.
+N_ITERATIONS = 50
 #: Modes are the same if neither their energies nor their places differ by more.
 SAME_ENERGY, SAME_PLACE = 0.1, 0.1
-#: A Newton step that promises less, in nats, is the last one.
-NEWTON_TOLERANCE = 1e-3
 #: Random signs with which the diagonals of a large Hessian are estimated.
 N_PROBES = 10
 #: Share of an element's precision that must be left once its neighbour is known.
@@ -30,121 +26,40 @@ MIN_LEFT = 1e-6
 MAX_RESTARTS = 10
 #: Curvature in whitened coordinates below which a direction is left at unit scale.
 MIN_CURVATURE = 0.01
-#: Beyond this condition number, differences of gradients are too coarse for a Hessian.
-MAX_CONDITION = 1e5
-
 #: Where the energy is not finite; L-BFGS cannot step back from an infinite value.
 WALL = 1e300
 
 
 class Energy:
-    """A negative log density of one vector, as a NumPy function with gradient and Hessian.
+    """A negative log density, as a function of one vector with its gradient.
 
     Parameters
     ----------
-    function : callable
-        ``function(point)`` returns value and gradient (JAX, jitted).
-    dtype : str or dtype
+    score : callable
+        Log densities and scores at several points.
     """
 
-    def __init__(self, function: Callable, dtype):
-        self.function = function
-        self.dtype = np.dtype(dtype)
-        self._linearised: Callable | None = None
+    def __init__(self, score: ScoreFn):
+        self.score = score
 
     def __call__(self, point: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = self.function(point.astype(self.dtype))
-        value, gradient = float(value), np.asarray(gradient, dtype=float)
+        log_density, score = self.score(point[None])
+        value, gradient = -float(log_density[0]), -np.asarray(score[0], dtype=float)
         if not (np.isfinite(value) and np.isfinite(gradient).all()):
             return WALL, np.zeros_like(gradient)
         return value, gradient
 
-    def gradient(self, point: np.ndarray) -> np.ndarray:
-        """Gradient, NaN where it or the energy is not finite."""
-        value, gradient = self(point)
-        return gradient if value < WALL else np.full_like(gradient, np.nan)
-
-    def hessian(self, point: np.ndarray) -> np.ndarray:
-        """Hessian by differences of the gradient, or by differentiation if it is ill-conditioned.
-
-        Differences need no further compilation.
-        """
-        rough = self._differences(point)
-        if not np.isfinite(rough).all():
-            return rough
-        _, scaled = _unit_diagonal(rough)
-        sizes = np.abs(np.linalg.eigvalsh(scaled))
-        if sizes.min() * MAX_CONDITION > sizes.max():
-            return rough
-        exact = self._derivatives(point)
-        return exact if np.isfinite(exact).all() else rough
-
-    def _differences(self, point: np.ndarray) -> np.ndarray:
-        # One-sided differences tell how fast the density changes along each element; central
-        # ones with steps on that scale follow.
-        eps = float(np.finfo(self.dtype).eps)
-        here = self.gradient(point)
-        steps = np.sqrt(eps) * (1 + np.abs(point))
-        axes = np.eye(len(point))
-        ahead = [
-            (self.gradient(point + step * axis) @ axis - here @ axis) / step
-            for step, axis in zip(steps, axes, strict=True)
-        ]
-        scales = 1 / np.sqrt(np.clip(np.abs(np.nan_to_num(ahead)), 1e-12, None))
-        rows = [
-            self._central(point, eps ** (1 / 5) * scale * axis) / (eps ** (1 / 5) * scale)
-            for scale, axis in zip(scales, axes, strict=True)
-        ]
-        return (np.array(rows) + np.transpose(rows)) / 2
-
-    def _central(self, point: np.ndarray, step: np.ndarray) -> np.ndarray:
-        return (self.gradient(point + step) - self.gradient(point - step)) / 2
-
-    def _derivatives(self, point: np.ndarray) -> np.ndarray:
-        if self._linearised is None:
-
-            @jax.jit
-            def along(point, axis):
-                return jax.jvp(lambda x: self.function(x)[1], (point,), (axis,))[1]
-
-            self._linearised = along
-        point = point.astype(self.dtype)
-        axes = np.eye(len(point), dtype=self.dtype)
-        rows = np.array([self._linearised(point, axis) for axis in axes], dtype=float)
-        return (rows + rows.T) / 2
+    def gradients(self, points: np.ndarray) -> np.ndarray:
+        """Gradients at several points, NaN where they are not finite."""
+        _, scores = self.score(points)
+        return np.where(np.isfinite(scores).all(axis=1, keepdims=True), -scores, np.nan)
 
 
-@dataclass(frozen=True)
-class Mode:
-    """A local minimum of the energy.
-
-    Attributes
-    ----------
-    point : ndarray
-    energy : float
-    hessian : ndarray or None
-        None where it was not asked for, or is not finite.
-    """
+class Mode(NamedTuple):
+    """A local minimum of the energy."""
 
     point: np.ndarray
     energy: float
-    hessian: np.ndarray | None = None
-
-    def normal(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and Cholesky factor of the normal distribution with this mode and curvature.
-
-        A direction that is flat or bends the wrong way gets unit scale, which is the prior's.
-        """
-        if self.hessian is None:
-            raise ValueError("The curvature at this mode is not known.")
-        scales, scaled = _unit_diagonal(self.hessian)
-        eigenvalues, vectors = np.linalg.eigh(scaled)
-        bends = eigenvalues > 1e-12 * eigenvalues.max()
-        root = vectors * np.where(bends, 1 / np.sqrt(np.where(bends, eigenvalues, 1.0)), 1.0)
-        # the triangular factor of root @ root.T without forming it, which would square the
-        # condition number
-        triangle = np.linalg.qr((scales[:, None] * root).T, mode="r").T
-        return self.point, triangle * np.sign(np.diag(triangle))
 
 
 def low_rank_normal(
@@ -169,14 +84,15 @@ def low_rank_normal(
         As of :meth:`pymc_emf.layers.LowRank.set`.
     """
     size = len(point)
-    step = np.finfo(energy.dtype).eps ** (1 / 3)
+    step = np.finfo(pytensor.config.floatX).eps ** (1 / 3)
 
     def product(vector):
         norm = np.linalg.norm(vector)
         if norm == 0.0:
             return np.zeros(size)
-        change = energy.gradient(point + step * vector / norm)
-        change = change - energy.gradient(point - step * vector / norm)
+        move = step * vector / norm
+        ahead, behind = energy.gradients(np.array([point + move, point - move]))
+        change = ahead - behind
         return np.nan_to_num(change) * (norm / (2 * step))
 
     scales, coefficients = _precision_band(*_tridiagonal(product, size, rng))
@@ -251,13 +167,8 @@ def _precision_band(diagonal: np.ndarray, beside: np.ndarray) -> tuple[np.ndarra
     return 1 / root, coefficients
 
 
-def find_modes(
-    energy: Energy, starts: Sequence[np.ndarray], n_modes: int, curved: bool
-) -> list[Mode]:
-    """Descend from several points, and go on from the best.
-
-    L-BFGS from every start, a few steps; L-BFGS and damped Newton steps from the best that
-    differ.
+def find_modes(energy: Energy, starts: Sequence[np.ndarray], n_modes: int) -> list[Mode]:
+    """Descend from several points by L-BFGS, some steps from each.
 
     Parameters
     ----------
@@ -265,28 +176,16 @@ def find_modes(
     starts : sequence of ndarray
     n_modes : int
         Most modes that are returned, best first; fewer if they coincide or are not finite.
-    curved : bool
-        Whether to take Newton steps and return Hessians.
     """
-    short = [_descend(energy, start, N_FIRST_ITERATIONS) for start in starts]
     found: list[Mode] = []
-    for mode in sorted(short, key=lambda mode: mode.energy):
+    for mode in sorted((_descend(energy, start) for start in starts), key=lambda m: m.energy):
         if mode.energy < WALL and np.isfinite(mode.point).all() and not _known(mode, found):
             found.append(mode)
-    modes: list[Mode] = []
-    for mode in found[:n_modes]:
-        mode = _descend(energy, mode.point, N_ITERATIONS)
-        if curved:
-            mode = _polish(energy, mode)
-            if mode.hessian is None:
-                continue
-        if not _known(mode, modes):
-            modes.append(mode)
-    return sorted(modes, key=lambda mode: mode.energy)
+    return found[:n_modes]
 
 
-def _descend(energy: Energy, start: np.ndarray, n_iterations: int) -> Mode:
-    options = {"maxiter": n_iterations}
+def _descend(energy: Energy, start: np.ndarray) -> Mode:
+    options = {"maxiter": N_ITERATIONS}
     result = minimize(energy, start.astype(float), jac=True, method="L-BFGS-B", options=options)
     return Mode(result.x, float(result.fun))
 
@@ -297,36 +196,3 @@ def _known(mode: Mode, modes: list[Mode]) -> bool:
         and np.linalg.norm(mode.point - other.point) < SAME_PLACE * np.sqrt(len(mode.point))
         for other in modes
     )
-
-
-def _unit_diagonal(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scales s, and the matrix times s from both sides, so that its diagonal is one."""
-    diagonal = np.abs(np.diag(matrix))
-    scales = 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
-    return scales, scales[:, None] * matrix * scales
-
-
-def _polish(energy: Energy, mode: Mode) -> Mode:
-    """Damped Newton steps, as long as they descend."""
-    point, hessian = mode.point, energy.hessian(mode.point)
-    value, gradient = energy(point)
-    n_steps = int(np.clip(MAX_GRADIENTS // (3 * len(point)), 2, MAX_NEWTON_STEPS))
-    for _ in range(n_steps):
-        if not np.isfinite(hessian).all():
-            break
-        scales, scaled = _unit_diagonal(hessian)
-        eigenvalues, vectors = np.linalg.eigh(scaled)
-        sizes = np.maximum(np.abs(eigenvalues), 1e-12 * np.abs(eigenvalues).max())
-        step = -scales * (vectors @ ((vectors.T @ (scales * gradient)) / sizes))
-        promise = -(gradient @ step) / 2
-        for damping in (1.0, 0.3, 0.1, 0.01, 0.001):
-            new_value, new_gradient = energy(point + damping * step)
-            if new_value < value:
-                point, value, gradient = point + damping * step, new_value, new_gradient
-                break
-        else:
-            break
-        if promise < NEWTON_TOLERANCE:
-            break  # the curvature hardly differs here
-        hessian = energy.hessian(point)
-    return Mode(point, value, hessian if np.isfinite(hessian).all() else None)

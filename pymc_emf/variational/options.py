@@ -103,10 +103,10 @@ class FitOptions:
     callbacks: Sequence[Callback] | None = None
     progressbar: bool = True
     progressbar_theme: Theme = default_progress_theme
-    obj_n_mc: int = 50
+    obj_n_mc: int = 8
     obj_optimizer: Any = None
     total_grad_norm_constraint: float | None = None
-    tol: float | None = None
+    tol: float | None = 0.01
     devices: Sequence[jax.Device] | None = None
     checkpoint: str | os.PathLike | None = None
     checkpoint_every: int = 1000

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytensor
+import pytensor.tensor as pt
 
 from pymc.initial_point import make_initial_point_fn
 from pytensor.graph.basic import Variable
 
+from pymc_emf.engine.graph import evaluate_once
 from pymc_emf.exceptions import BadStartError
 from pymc_emf.model.program import Program
 from pymc_emf.variational.importance import log_ratio
@@ -57,7 +59,11 @@ def point_in_noise(target: Target, point: Mapping[str, np.ndarray]) -> np.ndarra
     flat = np.concatenate(
         [np.ravel(point[site.value_name]) for site in program.sites_in_model_order]
     )
-    noise, _ = target.structured_layer.inverse(flat)
+    value = pt.vector("value", shape=(target.size,), dtype=pytensor.config.floatX)
+    flat = flat.astype(value.dtype)
+    noise = evaluate_once({value: flat}, target.structured.inverse(value)[0])
+    if not np.isfinite(noise).all():  # without the rewrites that stabilise it may overflow
+        noise, _ = target.structured_layer.inverse(flat)
     for site in program.sites:
         if not np.isfinite(noise[site.noise]).all():
             raise BadStartError(f"The start of {site.name} lies outside of its support.")

@@ -48,7 +48,7 @@ def fit_by_pymc(
         Further arguments of PyMC's ``fit``.
     """
     begin = time.perf_counter()
-    started = kept.start(approx, ask.n, rng, None)
+    started = kept.start(approx, rng)
     approx.adopt(started.values, replace(approx.record, warm_start=started.report))
     approx.use_backend(options["compile_kwargs"])
     kept.keep(approx, rng, started)

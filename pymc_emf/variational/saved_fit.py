@@ -88,7 +88,7 @@ def read_record(saved: Saved, n_values: int) -> FitRecord:
     header, stopping = saved.header, saved.header["stopping"]
     return FitRecord(
         saved.arrays[n_values],
-        WarmStart(**header["warm_start"]),
+        WarmStart(**{key: header["warm_start"][key] for key in ("chosen", "elbos", "sd")}),
         None if stopping is None else Stopping(*stopping),
         header["pareto_k"],
         header["timing"],

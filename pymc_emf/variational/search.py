@@ -1,9 +1,7 @@
-"""Candidates for a start, and the race that decides between them."""
+"""Candidates for a start, and the best of them."""
 
 from dataclasses import dataclass, field
-from typing import Protocol
 
-import jax.numpy as jnp
 import numpy as np
 import pytensor
 
@@ -14,19 +12,26 @@ from pymc_emf.layers.presets import DENSE_LIMIT
 from pymc_emf.variational.importance import average, log_ratio, standard_deviation
 from pymc_emf.variational.modes import Energy, find_modes, low_rank_normal
 from pymc_emf.variational.objective import Objective, Values
+from pymc_emf.variational.regression import Regressed, ScoreFn, regress_scores
 
-__all__ = ["Search", "Trial", "WarmStart", "framed_layer"]
+__all__ = ["MANY", "N_THREADS_OF_FEW", "Search", "WarmStart", "framed_layer"]
 
-#: Starts of the search for modes, and how many of the modes become candidates.
-N_STARTS = 12
-N_MODES = 3
+#: Starts of the search for modes, and how many of the modes become candidates: of a model of few
+#: elements, and of many.
+N_STARTS, N_STARTS_OF_MANY = 12, 4
+N_MODES, N_MODES_OF_MANY = 3, 1
+MANY = 100
+#: Threads of the linear algebra of few elements, for which more would only wait for each other.
+N_THREADS_OF_FEW = 1
+#: Scale of the first draws around a mode.
+MODE_SCALE = 0.1
 N_RANKING_DRAWS = 1000
 #: Candidates whose ELBOs in nats differ by less are as good as each other.
 SAME_ELBO = 1e-3
-#: A start whose log weights vary by less, in nats, needs no comparison by training.
+#: Where log weights vary by less, in nats, gates need not be closed.
 CLOSE = 1.0
-#: Nats behind the best by which a normal approximation is out of the race.
-FAR_BEHIND = 100.0
+#: A normal approximation is not sought again from the modes in its bulk where it is as near.
+NEAR = 3.0
 #: The value of a gate that a candidate has closed.
 CLOSED = 1e-3
 #: Scales at which draws around the user's own point are tried, the largest first.
@@ -40,27 +45,21 @@ class WarmStart:
     Attributes
     ----------
     chosen : str
-        "prior" (the embedded prior as it stands), "start" (the
-        user's point, ``start=`` or ``initval=``), "laplace"
-        (normal approximation at a mode in the noise of the embedded model, "laplace 2" and so
-        on at further modes), "bypass" (the same with all gates closed, which is the normal
-        approximation in value space), or "none" if there was nothing to choose from.
+        "prior" (the embedded prior as it stands), "start" (the user's point, ``start=`` or
+        ``initval=``), "scores" (the normal approximation in the noise of the embedded model to
+        which the regression of scores leads from one of these), "mode" (from a mode instead,
+        "mode 2" and so on from further ones), "bypass" (the same with all gates closed, which
+        is a normal approximation in value space), or "none" if there was nothing to choose from.
     elbos : dict
         Estimated ELBO of every candidate in nats, from the same draws.
     sd : float
         Standard deviation of the log weights at the start in nats, zero where it is exact;
         infinite if it was not estimated.
-    trained_elbos : dict
-        ELBO of every candidate that was trained for a while, afterwards; empty if none was.
-    n_steps : int
-        Steps of the fit that were spent on this training.
     """
 
     chosen: str
     elbos: dict[str, float] = field(default_factory=dict)
     sd: float = np.inf
-    trained_elbos: dict[str, float] = field(default_factory=dict)
-    n_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,14 +71,6 @@ class Candidate:
     gates: list[np.ndarray]
 
 
-class Trial(Protocol):
-    """Trains values for ``n`` steps, and returns what became of them."""
-
-    n: int
-
-    def __call__(self, values: Values) -> list[np.ndarray]: ...
-
-
 def framed_layer(objective: Objective) -> Framed | None:
     """The layer next to the structured one, if it has a frame."""
     last = objective.layers[-1] if objective.layers else None
@@ -89,14 +80,12 @@ def framed_layer(objective: Objective) -> Framed | None:
 class Search:
     """Candidates for the affine layer next to the structured one and the gates, and the best.
 
-    Optimisation runs in the noise of the structured layer, where the prior is standard normal:
-    L-BFGS and damped Newton from some of the points given lead to modes; the Hessian at a mode
-    gives a normal approximation. So it does with the gates closed, which is PyMC's value space.
-    The prior itself, which is the identity layer, is the rival.
-
-    The candidate with the highest ELBO wins. If it is far from the posterior, first all of them
-    are trained for a while: the mode of a funnel is a spike of next to no mass, from which the
-    fit would not find out, and the prior, however wide, leads into the bulk.
+    The search goes on in the noise of the structured layer, where the prior is standard normal.
+    From the prior, or the user's own point, and from modes that L-BFGS finds from some of the
+    points given, a regression of scores leads to normal approximations
+    (:mod:`pymc_emf.variational.regression`). Where none of them is close to the posterior, so it
+    does with the gates closed, which is PyMC's value space. The candidate with the highest ELBO
+    wins; the prior itself, which is the identity layer, is among them.
 
     Parameters
     ----------
@@ -104,22 +93,10 @@ class Search:
     values : sequence of array
         Of all variables.
     rng : Generator
-    train : Trial or None
-        Trains values for some steps.
-    max_steps : int
-        No further round of training begins once these are spent.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        values: Values,
-        rng: np.random.Generator,
-        train: "Trial | None",
-        max_steps: int,
-    ):
+    def __init__(self, objective: Objective, values: Values, rng: np.random.Generator):
         self.objective, self.values, self.rng = objective, list(values), rng
-        self.train, self.max_steps = train, max_steps
         self.gates = objective.own(values, objective.structured.parameters)
 
     def run(
@@ -130,25 +107,34 @@ class Search:
         layer = framed_layer(objective)
         if layer is None:
             return self.values, WarmStart("none")
-        starts = _spread(log_density)
-        candidates = {"prior": Candidate(np.zeros(objective.size), (), self.gates)}
-        if start is not None:
-            starts = np.unique(np.append(0, starts))  # where the user's point is
-            candidates["start"] = Candidate(start, (), self.gates)
-        if objective.size <= DENSE_LIMIT or not layer.dense:
-            candidates |= self._normal_approximations(layer, noise[starts])
-
+        states, found = {}, {}
         self._draw()
-        states = {name: self._state(layer, c) for name, c in candidates.items()}
-        found = {name: self._log_weights(values) for name, values in states.items()}
-        if start is not None and not np.isfinite(average(found["start"])):
-            states["start"], found["start"] = self._shrunk(layer, start)
+
+        def add(candidates: dict[str, Candidate]) -> None:
+            for name, candidate in candidates.items():
+                states[name] = self._state(layer, candidate)
+                found[name] = self._log_weights(states[name])
+
+        add({"prior": Candidate(np.zeros(objective.size), (), self.gates)})
+        if start is not None:
+            add({"start": Candidate(start, (), self.gates)})
+            if not np.isfinite(average(found["start"])):
+                states["start"], found["start"] = self._shrunk(layer, start)
+        if objective.size <= DENSE_LIMIT or not layer.dense:
+            starts = _spread(log_density, self._few(N_STARTS, N_STARTS_OF_MANY))
+            if start is not None:
+                starts = np.unique(np.append(0, starts))  # where the user's point is
+            add(self._normal_approximations(layer, noise[starts], start))
+        best = _choose({name: average(weights) for name, weights in found.items()})
+        far = not _spread_of(found[best]) < CLOSE
+        if far and objective.structured.own_parameters and layer.dense and len(found) > 1:
+            add(self._bypassed(layer, states[best]))
         elbos = {name: average(weights) for name, weights in found.items()}
         chosen = _choose(elbos)
-        sd = _spread_of(found[chosen])
-        if self.train is None or sd < CLOSE or len(candidates) == 1:
-            return states[chosen], WarmStart(chosen, elbos, sd)
-        return self._race(layer, states, found, elbos)
+        return states[chosen], WarmStart(chosen, elbos, _spread_of(found[chosen]))
+
+    def _few(self, number: int, number_of_many: int) -> int:
+        return number if self.objective.size <= MANY else number_of_many
 
     def _state(self, layer: Framed, candidate: Candidate) -> list[np.ndarray]:
         """All values at a candidate."""
@@ -185,61 +171,66 @@ class Search:
         noise = self.rng.normal(size=(n_draws, self.objective.size))
         self._draws = noise.astype(pytensor.config.floatX)
 
-    def _race(self, layer, states, found, elbos) -> tuple[list[np.ndarray], WarmStart]:
-        """Train candidates in rounds, until it shows which one leads to the posterior."""
-        train = self.train
-        assert train is not None
-        states = {name: states[name] for name in _worth_training(elbos)}
-        histories, after = {name: [elbos[name]] for name in states}, dict(elbos)
-        racing, n_steps, close = list(states), 0, False
-        chosen = _choose(elbos)
-        while len(racing) > 1 and n_steps < self.max_steps and not close:
-            for name in racing:
-                states[name] = train(states[name])
-                n_steps += train.n
-                found[name] = self._log_weights(states[name])
-                histories[name].append(average(found[name]))
-            after = {name: history[-1] for name, history in histories.items()}
-            chosen = _choose(after)
-            close = standard_deviation(found[chosen]) < CLOSE
-            racing = _may_win({name: histories[name] for name in racing})
-        if not close:  # or else there is hardly anything left to rise to
-            chosen = _choose({name: _expected(history) for name, history in histories.items()})
-        own = self.objective.own(states[chosen], layer.variables)
-        values = self.objective.replace(states[chosen], layer.variables, layer.reframe(own))
-        report = WarmStart(chosen, elbos, _spread_of(found[chosen]), after, n_steps)
-        return values, report
-
-    def _normal_approximations(self, layer: Framed, starts: np.ndarray) -> dict[str, Candidate]:
-        """Normal approximations at the best modes found, with the gates as they are and closed."""
-        objective = self.objective
-        found = self._at_modes(layer, "laplace", self.gates, starts, N_MODES)
-        own = objective.structured.own_parameters
-        if own and found:
-            closed = [np.full_like(gate, gate_parameter(CLOSED)) for gate in self.gates]
-            closed[len(own) :] = self.gates[len(own) :]  # the model's own parameters stay
-            locs = np.array([candidate.loc for candidate in found.values()])
-            _, target_values = objective.split(self.values)
-            points, _, _ = objective.target.evaluate_many(target_values, locs.astype(starts.dtype))
-            found |= self._at_modes(layer, "bypass", closed, points, 1)
-        return found
-
-    def _at_modes(self, layer, prefix, gates, starts, n_modes) -> dict[str, Candidate]:
+    def _score(self, gates: Values) -> ScoreFn:
+        """Log density and score in noise, with these gates."""
         objective = self.objective
         values = objective.replace(self.values, objective.structured.parameters, gates)
-        held = [jnp.asarray(value) for value in objective.split(values)[1]]
-        energy = Energy(lambda e: objective.target.energy(held, e)[:2], pytensor.config.floatX)
-        found: dict[str, Candidate] = {}
+        _, target_values = objective.split(values)
+
+        def score(points):
+            points = points.astype(pytensor.config.floatX)
+            scored = objective.target.score_many(target_values, points)
+            return scored.log_density.astype(float), scored.score.astype(float)
+
+        return score
+
+    def _normal_approximations(
+        self, layer: Framed, starts: np.ndarray, start: np.ndarray | None
+    ) -> dict[str, Candidate]:
+        """Normal approximations from the prior and from the best modes found."""
+        score, n_modes = self._score(self.gates), self._few(N_MODES, N_MODES_OF_MANY)
+        modes = find_modes(Energy(score), list(starts), n_modes)
         if not layer.dense:
-            for mode in find_modes(energy, starts, 1, curved=False):
-                spread = low_rank_normal(energy, mode.point, layer.rank, self.rng)
-                found[prefix] = Candidate(mode.point, spread, gates)
-            return found
-        for mode in find_modes(energy, starts, n_modes, curved=True):
-            name = f"{prefix} {len(found) + 1}" if found else prefix
-            loc, cholesky = mode.normal()
-            found[name] = Candidate(loc, (cholesky,), gates)
-        return found
+            if not modes:
+                return {}
+            (point, _), *_ = modes
+            spread = low_rank_normal(Energy(score), point, layer.rank, self.rng)
+            return {"mode": Candidate(point, spread, self.gates)}
+        first = np.zeros(self.objective.size) if start is None else start
+        found = {"scores": regress_scores(score, first, 1.0, self.rng)}
+        for mode in modes:
+            if any(known.sd < NEAR and known.normal.holds(mode.point) for known in found.values()):
+                continue  # where it leads is known
+            name = f"mode {len(found)}" if len(found) > 1 else "mode"
+            found[name] = regress_scores(score, mode.point, MODE_SCALE, self.rng)
+        return {
+            name: _candidate(layer, regressed, self.gates)
+            for name, regressed in found.items()
+            if np.isfinite(regressed.elbo)
+        }
+
+    def _bypassed(self, layer: Framed, best: Values) -> dict[str, Candidate]:
+        """The normal approximation with closed gates, from where another one is."""
+        objective = self.objective
+        n_own = len(objective.structured.own_parameters)
+        closed = [np.full_like(gate, gate_parameter(CLOSED)) for gate in self.gates]
+        closed[n_own:] = self.gates[n_own:]  # the model's own parameters stay
+        centre = objective.structured_noise_of(best, np.zeros_like(self._draws[:1]))
+        points, _, _ = objective.target.evaluate_many(objective.split(best)[1], centre)
+        if not np.isfinite(points).all():
+            return {}
+        score = self._score(closed)
+        modes = find_modes(Energy(score), list(points), 1)
+        loc = modes[0].point if modes else points[0]
+        regressed = regress_scores(score, loc, MODE_SCALE, self.rng)
+        if not np.isfinite(regressed.elbo):
+            return {}
+        return {"bypass": _candidate(layer, regressed, closed)}
+
+
+def _candidate(layer: Framed, regressed: Regressed, gates: Values) -> Candidate:
+    loc, factor = regressed.normal
+    return Candidate(loc, layer.spread_of(factor @ factor.T), list(gates))
 
 
 def _spread_of(log_weights: np.ndarray) -> float:
@@ -249,24 +240,6 @@ def _spread_of(log_weights: np.ndarray) -> float:
     if sd < smallest and rounding_hides(log_weights, smallest, np.dtype(pytensor.config.floatX)):
         return np.inf
     return sd
-
-
-def _may_win(histories: dict[str, list[float]]) -> list[str]:
-    """Those who would have the highest ELBO if they rose once more as they just have."""
-    last = {name: np.nan_to_num(history[-1], nan=-np.inf) for name, history in histories.items()}
-    best = max(last, key=last.__getitem__)
-    rising = [name for name, h in histories.items() if 2 * h[-1] - h[-2] > last[best]]
-    return [best, *(name for name in rising if name != best)]
-
-
-def _expected(history: list[float]) -> float:
-    """ELBO after one more round of training like the last one.
-
-    What the first round gains says nothing of the next: it leads from the start, wherever that
-    is, to where the log density is of an ordinary size.
-    """
-    rise = history[-1] - history[-2] if len(history) > 2 else 0.0
-    return history[-1] + max(rise, 0.0)
 
 
 def _choose(elbos: dict[str, float]) -> str:
@@ -279,20 +252,13 @@ def _choose(elbos: dict[str, float]) -> str:
     return next(name for name, elbo in known.items() if elbo >= best - SAME_ELBO)
 
 
-def _worth_training(elbos: dict[str, float]) -> list[str]:
-    """The prior, whatever its ELBO, and those of the others that are not far behind the best."""
-    others = {name: elbo for name, elbo in elbos.items() if name != "prior"}
-    best = max((elbo for elbo in others.values() if np.isfinite(elbo)), default=0.0)
-    return ["prior", *(name for name, elbo in others.items() if elbo >= best - FAR_BEHIND)]
-
-
-def _spread(log_density: np.ndarray) -> np.ndarray:
+def _spread(log_density: np.ndarray, n_starts: int) -> np.ndarray:
     """Indices of the best finite points, and of others from the good to the bad.
 
     The best points often lie in one and the same basin.
     """
     order = np.argsort(np.where(np.isfinite(log_density), -log_density, np.inf))
     n_finite = int(np.isfinite(log_density).sum())
-    n_best = N_STARTS // 3
-    others = np.linspace(n_best, n_finite - 1, N_STARTS - n_best).astype(int)
+    n_best = -(-n_starts // 3)
+    others = np.linspace(n_best, n_finite - 1, n_starts - n_best).astype(int)
     return order[np.unique(np.clip(np.append(np.arange(n_best), others), 0, n_finite - 1))]

@@ -5,26 +5,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 import pytensor
 
-from pymc_emf.engine.loop import start_state
+from threadpoolctl import threadpool_limits
+
 from pymc_emf.engine.stopping import EXACT
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.options import GATE_LEARNING_RATE, LEARNING_RATE
 from pymc_emf.variational.points import evaluate_prior, point_in_noise, user_point
-from pymc_emf.variational.prepare import Prepared, Steps
-from pymc_emf.variational.search import Search, WarmStart, framed_layer
+from pymc_emf.variational.prepare import Prepared
+from pymc_emf.variational.search import MANY, N_THREADS_OF_FEW, Search, WarmStart, framed_layer
 
 __all__ = ["Started", "find_start", "rates_of"]
 
 #: Draws from which the sensitivity to the gates is taken.
 N_SENSITIVITY_DRAWS = 50
-#: Candidates are tried out for this share of the steps, within bounds. Rounds of trials end once a
-#: larger share is spent.
-TRIAL_SHARE, MIN_TRIAL, MAX_TRIAL = 20, 50, 500
-TRIALS_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -50,8 +46,6 @@ class Started:
 def find_start(
     prepared: Prepared,
     rng: np.random.Generator,
-    n: int,
-    steps: Steps | None,
     initial: Values | None = None,
 ) -> Started:
     """Check that the log density is finite somewhere, and find a good start.
@@ -60,10 +54,6 @@ def find_start(
     ----------
     prepared : Prepared
     rng : Generator
-    n : int
-        Steps of the fit.
-    steps : Steps or None
-        The loop, in which candidates may be tried out.
     initial : sequence of ndarray, optional
         Values before the fit, by default the first ones.
 
@@ -87,15 +77,12 @@ def find_start(
     if options.warm_start is False:
         report = WarmStart("none")
         if start is not None and layer is not None:
-            values, report = Search(objective, values, rng, None, 0).at(layer, start)
+            values, report = Search(objective, values, rng).at(layer, start)
         return Started(values, report, None, time.perf_counter() - begin)
 
-    train = None
-    n_trial = min(n // TRIAL_SHARE, MAX_TRIAL)
-    if steps is not None and steps.optimizer.scheduled and n_trial >= MIN_TRIAL:
-        train = _Trial(prepared, steps, n_trial, rng)
-    search = Search(objective, values, rng, train, n // TRIALS_SHARE)
-    values, report = search.run(noise, log_density, start)
+    limits = N_THREADS_OF_FEW if objective.size <= MANY else None
+    with threadpool_limits(limits, user_api="blas"):
+        values, report = Search(objective, values, rng).run(noise, log_density, start)
     gate_rates = _gate_rates(_gate_sensitivity(objective, values, rng), report.sd)
     return Started(values, report, gate_rates, time.perf_counter() - begin)
 
@@ -116,25 +103,6 @@ def rates_of(prepared: Prepared, started: Started) -> list[np.ndarray]:
     return rates
 
 
-class _Trial:
-    """A few steps of training, to see what becomes of a start."""
-
-    def __init__(self, prepared: Prepared, steps: Steps, n: int, rng: np.random.Generator):
-        self.prepared, self.steps, self.n, self.rng = prepared, steps, n, rng
-
-    def __call__(self, values: Values) -> list[np.ndarray]:
-        objective, steps = self.prepared.objective, self.steps
-        gate_rates = _gate_rates(_gate_sensitivity(objective, values, self.rng), np.inf)
-        rates = rates_of(self.prepared, Started(list(values), WarmStart("none"), gate_rates))
-        trained, fixed = objective.trained(values), objective.fixed(values)
-        state = start_state(steps.optimizer, trained, self.n, rates, fixed)
-        key = jax.random.key(int(self.rng.integers(2**31)))
-        for done in range(0, self.n, steps.chunk.size):
-            state, _ = steps.chunk(state, key, min(steps.chunk.size, self.n - done))
-        learnt = [np.asarray(value) for value in steps.optimizer.unpack(state.parameters)]
-        return objective.join(learnt, fixed)
-
-
 def _gate_sensitivity(
     objective: Objective, values: Values, rng: np.random.Generator
 ) -> list[np.ndarray]:
@@ -147,8 +115,8 @@ def _gate_sensitivity(
     noise = rng.normal(size=(N_SENSITIVITY_DRAWS, objective.size))
     inner = objective.structured_noise_of(values, noise.astype(pytensor.config.floatX))
     _, target_values = objective.split(values)
-    slopes = [objective.target.energy(target_values, point)[2] for point in inner]
-    return [np.median(np.abs(of_one), axis=0) for of_one in zip(*slopes, strict=True)]
+    slopes = objective.target.score_many(target_values, inner).slopes
+    return [np.median(np.abs(of_one), axis=0) for of_one in slopes]
 
 
 def _gate_rates(sensitivity: Sequence[np.ndarray], sd: float) -> list[np.ndarray]:

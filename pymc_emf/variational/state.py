@@ -35,12 +35,10 @@ class MethodState:
     steps: Steps | None = None
     n_steps: int = 0
 
-    def start(
-        self, approx: EMFApproximation, n: int, rng: np.random.Generator, steps: Steps | None
-    ) -> Started:
+    def start(self, approx: EMFApproximation, rng: np.random.Generator) -> Started:
         """Where the next steps begin: where the last fit ended, or at a start found now."""
         if self.started is None:
-            return find_start(approx.prepared, rng, n, steps)
+            return find_start(approx.prepared, rng)
         return replace(self.started, values=approx.values)
 
     def keep(

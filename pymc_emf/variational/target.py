@@ -21,13 +21,37 @@ from pymc_emf.layers import StructuredLayer
 from pymc_emf.model.density import split_batches
 from pymc_emf.variational.minibatches import Minibatches
 
-__all__ = ["Target"]
+__all__ = ["Scored", "Target"]
 
 #: Draws evaluated in one compiled call, and how many numbers they may hold together.
-MAX_BATCH_SIZE = 500
+MAX_BATCH_SIZE = 512
+BLOCK_SIZE = 8
 MAX_NUMBERS_TOGETHER = 10_000_000
 
 type Values = Sequence[Any]
+
+
+class Scored(NamedTuple):
+    """The log density in noise at points, its derivatives, and its parts.
+
+    Attributes
+    ----------
+    log_density : array, shape (points,)
+    score : array, shape (points, size)
+        Derivatives in the noise.
+    slopes : list of array
+        Derivatives in the parameters of the structured layer.
+    value : array, shape (points, size)
+    log_p, log_det : array, shape (points,)
+        Log joint density at the value, and log|det F|.
+    """
+
+    log_density: Any
+    score: Any
+    slopes: list[Any]
+    value: Any
+    log_p: Any
+    log_det: Any
 
 
 class _Compiled(NamedTuple):
@@ -142,48 +166,49 @@ class Target:
         _, log_p, log_det = self.evaluate(values, noise, minibatch)
         return log_p + log_det
 
-    @cached_property
-    def energy(self):
-        """Minus the log density of data for a search, and its derivatives.
-
-        ``energy(values, noise)`` returns it and the derivatives in the noise and in the
-        parameters of the structured layer.
-        """
-        self.rewrite()
-        n_parameters = len(self.structured.parameters)
-
-        def energy(noise, parameters, data, minibatch):
-            return -self.log_density([*parameters, *data], noise, minibatch)
-
-        derive = jax.value_and_grad(energy, argnums=(0, 1))
-
-        @jax.jit
-        def average(noise, parameters, data):
-            if not self.minibatches:
-                return derive(noise, parameters, data, [])
-            each = jax.lax.map(
-                lambda minibatch: derive(noise, parameters, data, minibatch),
-                self.minibatches.for_search,
-            )
-            return jax.tree.map(lambda x: x.mean(axis=0), each)
-
-        def function(values, noise):
-            values = [jnp.asarray(value) for value in values]
-            parameters, data = values[:n_parameters], values[n_parameters:]
-            value, (slope, parameter_slopes) = average(noise, parameters, data)
-            return value, slope, parameter_slopes
-
-        return function
-
     # --- at many points -------------------------------------------------------------------------
     # The start, the last check and the draws share these, which compile once: a batch has one
     # size, whatever the number of events.
 
     @cached_property
+    def score_many(self):
+        """What a search looks at: the log density at many points of noise, and its derivatives.
+
+        ``score_many(values, noise)`` returns :class:`Scored`. Of a model with minibatches, that
+        of some rows.
+        """
+        self.rewrite()  # JAX must not trace that
+        n_parameters = len(self.structured.parameters)
+
+        def derive(values, noise, minibatch):
+            def log_density(noise, parameters):
+                value, log_p, log_det = self.evaluate(
+                    [*parameters, *values[n_parameters:]], noise, minibatch
+                )
+                return log_p + log_det, (value, log_p, log_det)
+
+            found = jax.value_and_grad(log_density, argnums=(0, 1), has_aux=True)
+            (total, parts), (score, slopes) = found(noise, list(values[:n_parameters]))
+            return Scored(total, score, slopes, *parts)
+
+        def single(values, noise):
+            if not self.minibatches:
+                return derive(values, noise, [])
+            each = jax.lax.map(
+                lambda minibatch: derive(values, noise, minibatch), self.minibatches.for_search
+            )
+            return jax.tree.map(lambda x: x.mean(axis=0), each)
+
+        return batch_jax(single, size=self.batch_size, block=self.block_size)
+
+    @cached_property
     def evaluate_many(self):
         """Value, log joint density of all data and log|det F| at many points of noise."""
-        self.rewrite()  # JAX must not trace that
-        return batch_jax(self.evaluate_all, size=self.batch_size)
+        if not self.minibatches:
+            # the derivatives cost less than to compile another function without them
+            return lambda values, noise: self.score_many(values, noise)[-3:]
+        self.rewrite()
+        return batch_jax(self.evaluate_all, size=self.batch_size, block=self.block_size)
 
     @cached_property
     def constrain_many(self):
@@ -202,9 +227,16 @@ class Target:
         return compile_bijection(self.structured)
 
     @property
+    def block_size(self) -> int | None:
+        """Number of draws that are computed together; on a GPU all of a batch."""
+        return BLOCK_SIZE if jax.default_backend() == "cpu" else None
+
+    @property
     def batch_size(self) -> int:
-        """Number of draws that are evaluated together, fewer the more data the model has."""
+        """Number of draws in one compiled call, fewer the more data the model has."""
         frozen = self.program.frozen
         data = [np.size(v.data) for v in frozen.rvs_to_values.values() if isinstance(v, Constant)]
         data += [np.size(v.get_value(borrow=True)) for v in self.data]
-        return int(np.clip(MAX_NUMBERS_TOGETHER // (self.size + sum(data)), 1, MAX_BATCH_SIZE))
+        n_together = int(MAX_NUMBERS_TOGETHER // (self.size + sum(data)))
+        whole_blocks = n_together - n_together % BLOCK_SIZE
+        return min(max(whole_blocks, min(n_together, BLOCK_SIZE), 1), MAX_BATCH_SIZE)

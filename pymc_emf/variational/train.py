@@ -49,7 +49,7 @@ def maximise_elbo(
         Called after every chunk, before and after it is decided whether to stop.
     """
     # the exact posterior under some parameters of the model is not that under the best
-    may_be_exact = not prepared.program.parameters
+    may_be_exact = not (prepared.program.parameters or prepared.objective.target.minibatches)
     settled = stop_when_settled(steps.n_draws, ask.tol, may_be_exact)
     return train(
         run,

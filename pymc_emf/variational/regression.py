@@ -1,0 +1,193 @@
+r"""Normal approximations by regression of scores, which is where a fit starts.
+
+Where a density is close to normal, its score :math:`\nabla\log p` is close to linear. So draws
+from a normal, and the scores at them, tell by least squares how the normal must move: in its own
+whitened coordinates z the scores are about :math:`a - Mz`, with M the precision and
+:math:`M^{-1}a` the mean of a normal that is closer. For a normal density one such step is exact,
+from however far. For others it is a step of natural gradient ascent on the ELBO, by Stein's
+identity, and is taken within a region of trust.
+
+The idea is that of Gaussian score matching (Modi, Gower, Margossian, Yao, Blei, Saul, NeurIPS
+2023, arXiv:2307.07849) and of batch and match (Cai et al., ICML 2024, arXiv:2402.14758).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from scipy.linalg import solve_triangular
+
+__all__ = ["Normal", "Regressed", "regress_scores"]
+
+#: Draws of one batch, at least and for every element.
+MIN_DRAWS, DRAWS_PER_ELEMENT = 64, 2
+MAX_BATCHES = 100
+#: Batches whose draws are taken together once the ELBO has stopped rising, and how many draws.
+MAX_POOLED, MAX_POOLED_DRAWS = 8, 20_000
+#: Pulls towards the normal at hand, as so many draws of its own scores would.
+RIDGE = 0.01
+#: Log of the factor by which a variance may fall in one step; it may grow by its root. The mean
+#: may move by twice as many standard deviations.
+FIRST_TRUST, MAX_TRUST, MIN_TRUST = 1.0, 2.0, 1e-3
+#: A first normal is shrunk until its log weights vary by no more, in nats: beside a constant for
+#: each square root of an element.
+CALM = 5.0
+MAX_SHRINKAGE = 15
+
+#: Log density and score at points, of shapes (points,) and (points, size).
+type ScoreFn = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+class Normal(NamedTuple):
+    """A normal distribution.
+
+    Attributes
+    ----------
+    loc : ndarray, shape (size,)
+    factor : ndarray, shape (size, size)
+        Lower Cholesky factor of the covariance.
+    """
+
+    loc: np.ndarray
+    factor: np.ndarray
+
+    def whiten(self, points: np.ndarray) -> np.ndarray:
+        """Noise of points, shape (points, size)."""
+        return solve_triangular(self.factor, (points - self.loc).T, lower=True).T
+
+    def holds(self, point: np.ndarray) -> bool:
+        """Whether a point is no further out than draws are."""
+        size = len(point)
+        return bool((self.whiten(point[None]) ** 2).sum() < size + 6 * np.sqrt(2 * size))
+
+
+@dataclass(frozen=True)
+class Regressed:
+    """What a regression came to.
+
+    Attributes
+    ----------
+    normal : Normal
+    elbo : float
+        Estimate in nats, of the density as it was given; minus infinity if it was not finite at
+        some of the draws, however close together.
+    sd : float
+        Standard deviation of the log weights, in nats.
+    """
+
+    normal: Normal
+    elbo: float
+    sd: float
+
+
+@dataclass
+class _Batch:
+    """Draws from a normal, with the scores there."""
+
+    normal: Normal
+    points: np.ndarray
+    scores: np.ndarray
+    elbo: float = -np.inf
+    sd: float = np.inf
+    se: float = field(default=np.inf)
+
+
+def regress_scores(
+    score: ScoreFn, loc: np.ndarray, scale: float, rng: np.random.Generator
+) -> Regressed:
+    """Move a normal until its ELBO no longer rises.
+
+    Parameters
+    ----------
+    score : callable
+    loc : ndarray, shape (size,)
+        First mean.
+    scale : float
+        First standard deviation of all elements; it is reduced until the density hardly varies
+        over the draws, or is at least finite.
+    rng : Generator
+    """
+    size = len(loc)
+    n_draws = max(MIN_DRAWS, DRAWS_PER_ELEMENT * (size + 1))
+    for _ in range(MAX_SHRINKAGE):
+        normal = Normal(np.asarray(loc, dtype=float), scale * np.eye(size))
+        now = _sample(score, normal, n_draws, rng)
+        if np.isfinite(now.elbo) and now.sd < CALM * (1 + np.sqrt(size)):
+            break
+        scale /= 10
+    if not np.isfinite(now.elbo):
+        return Regressed(now.normal, -np.inf, np.inf)
+    trust, pool = FIRST_TRUST, [now]
+    step = _least_squares(now.normal, pool)
+    for _ in range(MAX_BATCHES):
+        new = _sample(score, step.move(now.normal, trust), n_draws, rng)
+        gain, se = new.elbo - now.elbo, np.hypot(new.se, now.se)
+        if not gain > -2 * se or new.sd > max(3 * now.sd, 1.0):
+            trust *= 0.4
+            if trust < MIN_TRUST:
+                break
+            continue
+        settled = gain < 2 * se + 1e-3
+        pool = [*pool, new] if settled else [new]
+        now, trust = new, min(1.5 * trust, MAX_TRUST)
+        if len(pool) > min(MAX_POOLED, max(MAX_POOLED_DRAWS // n_draws, 2)):
+            break
+        step = _least_squares(now.normal, pool)
+    return Regressed(now.normal, now.elbo, now.sd)
+
+
+def _sample(score: ScoreFn, normal: Normal, n_draws: int, rng: np.random.Generator) -> _Batch:
+    """Draws in pairs that mirror each other, so that their mean is that of the normal."""
+    size = len(normal.loc)
+    noise = rng.normal(size=(-(-n_draws // 2), size))
+    noise = np.concatenate([noise, -noise])
+    points = normal.loc + noise @ normal.factor.T
+    with np.errstate(all="ignore"):
+        log_density, scores = score(points)
+        log_det = np.log(np.abs(np.diag(normal.factor))).sum()
+        log_weights = log_density + (noise**2 + np.log(2 * np.pi)).sum(axis=1) / 2 + log_det
+        batch = _Batch(normal, points, scores)
+        if np.isfinite(log_weights).all() and np.isfinite((scores**2).sum()):
+            batch.elbo, batch.sd = float(log_weights.mean()), float(log_weights.std())
+            batch.se = batch.sd / np.sqrt(len(noise))
+    return batch
+
+
+class _Step(NamedTuple):
+    """Mean and precision that least squares found, in whitened coordinates.
+
+    Attributes
+    ----------
+    intercept : ndarray, shape (size,)
+    precisions : ndarray, shape (size,)
+        Eigenvalues; may be negative.
+    axes : ndarray, shape (size, size)
+    """
+
+    intercept: np.ndarray
+    precisions: np.ndarray
+    axes: np.ndarray
+
+    def move(self, normal: Normal, trust: float) -> Normal:
+        precisions = np.clip(self.precisions, np.exp(-trust), np.exp(2 * trust))
+        shift = np.clip(self.axes.T @ self.intercept / precisions, -2 * trust, 2 * trust)
+        root = normal.factor @ (self.axes / np.sqrt(precisions))
+        factor = np.linalg.qr(root.T, mode="r").T
+        return Normal(
+            normal.loc + normal.factor @ (self.axes @ shift), factor * np.sign(np.diag(factor))
+        )
+
+
+def _least_squares(normal: Normal, pool: list[_Batch]) -> _Step:
+    size = len(normal.loc)
+    points = np.concatenate([batch.points for batch in pool])
+    scores = np.concatenate([batch.scores for batch in pool])
+    noise = normal.whiten(points)
+    rows = np.column_stack([np.ones(len(noise)), -noise])
+    gram = rows.T @ rows
+    gram[np.diag_indices(size + 1)] += RIDGE
+    found = np.linalg.solve(gram, rows.T @ (scores @ normal.factor + noise))
+    precision = np.eye(size) + (found[1:] + found[1:].T) / 2
+    return _Step(found[0], *np.linalg.eigh(precision))
