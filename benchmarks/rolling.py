@@ -30,7 +30,7 @@ import pymc_emf as emf
 
 from benchmarks.common import run_fused
 from case_studies.problems import load
-from pymc_emf.layers import make_layers
+from pymc_emf.layers import Shape, make_layers
 from pymc_emf.model.program import Program
 from pymc_emf.variational.objective import Objective
 
@@ -105,7 +105,7 @@ def measure(model: pm.Model, steps: int, draws: int, *, roll: bool = True) -> di
     """Compile and run steps of plain gradient descent on the loss of the default flow."""
     start = perf_counter()
     structured = emf.StructuredLayer(Program(model, _roll=roll), "element")
-    layers = make_layers("iaf", structured.size, np.random.default_rng(0))
+    layers = make_layers("iaf", Shape(structured.size), np.random.default_rng(0))
     objective = Objective(layers, structured)
     objective.rewrite()
     rewrite = perf_counter() - start

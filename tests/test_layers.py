@@ -16,7 +16,7 @@ import pymc_emf as emf
 from pymc_emf.layers.autoregressive import made_masks
 from pymc_emf.layers.base import hyperparameters_of
 from pymc_emf.layers.parameters import store
-from pymc_emf.layers.presets import PRESETS, check_layers, make_layers
+from pymc_emf.layers.presets import PRESETS, Shape, check_layers, make_layers
 from tests.helpers import UNREWRITTEN, Functions, parametrize
 from tests.layer_examples import (
     FRAMED,
@@ -275,21 +275,21 @@ def test_network_in_single_precision(direction):
 def test_presets_make_layers():
     rng = np.random.default_rng(0)
     for name in PRESETS:
-        chain = emf.Chain(make_layers(name, 3, rng))
+        chain = emf.Chain(make_layers(name, Shape(3), rng))
         perturb(chain, scale=0.1)
         compiled = emf.compile(chain)
         noise = rng.normal(size=(4, 3))
         found, _ = compiled.inverse(compiled.forward(noise)[0])
         np.testing.assert_allclose(found, noise, rtol=1e-4, atol=1e-5)  # networks are in float32
-    layers = make_layers(["affine", emf.Permutation([1, 0]), emf.Affine], 2, rng)
+    layers = make_layers(["affine", emf.Permutation([1, 0]), emf.Affine], Shape(2), rng)
     assert [type(layer) for layer in layers] == [emf.Affine, emf.Permutation, emf.Affine]
-    assert make_layers(None, 2, rng) == []
-    small = [type(layer) for layer in make_layers("iaf", 2, rng)]
+    assert make_layers(None, Shape(2), rng) == []
+    small = [type(layer) for layer in make_layers("iaf", Shape(2), rng)]
     assert small == [emf.Spline, *2 * [emf.MaskedAutoregressive], emf.LowerTriangular]
-    large = make_layers("iaf", 2000, rng, hubs=[0, 1999])
+    large = make_layers("iaf", Shape(2000, [0, 1999]), rng)
     assert [type(layer) for layer in large] == [emf.Coupling, emf.LowRank]
     assert large[0].steering.tolist() == [0, 1999]
-    assert [type(layer) for layer in make_layers("iaf", 2000, rng)] == [emf.LowRank]
+    assert [type(layer) for layer in make_layers("iaf", Shape(2000), rng)] == [emf.LowRank]
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_presets_make_layers():
 def test_bad_layers(spec, error, match):
     with pytest.raises(error, match=match):
         check_layers(spec)
-        make_layers(spec, 2, np.random.default_rng(0))
+        make_layers(spec, Shape(2), np.random.default_rng(0))
 
 
 def test_bad_construction():

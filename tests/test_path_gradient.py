@@ -13,7 +13,7 @@ import pymc_emf as emf
 
 from pymc_emf.layers import StructuredLayer, base
 from pymc_emf.layers.flow import Flow
-from pymc_emf.layers.presets import make_layers
+from pymc_emf.layers.presets import Shape, make_layers
 from pymc_emf.variational.objective import Objective
 from tests.layer_examples import LAYERS, SIZE, perturb
 
@@ -27,7 +27,7 @@ def values_of(layers):
 def make(name):
     """Layers of a preset away from the identity."""
     rng = np.random.default_rng(0)
-    return [perturb(layer, scale=0.3) for layer in make_layers(name, SIZE, rng)]
+    return [perturb(layer, scale=0.3) for layer in make_layers(name, Shape(SIZE), rng)]
 
 
 @pytest.mark.parametrize("name", LAYERS)

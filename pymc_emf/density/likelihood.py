@@ -15,7 +15,7 @@ from pymc_emf.density.distribution import log_density
 from pymc_emf.engine.batch import batch_jax
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.engine.order import Order
-from pymc_emf.layers import Chain, StructuredLayer, make_layers
+from pymc_emf.layers import Chain, Shape, StructuredLayer, make_layers
 from pymc_emf.layers.presets import LayerSpec
 
 __all__ = ["Likelihood"]
@@ -42,7 +42,7 @@ class Likelihood:
     """
 
     def __init__(self, spec: LayerSpec, size: int, rng: np.random.Generator):
-        layers = make_layers(spec, size, rng)
+        layers = make_layers(spec, Shape(size), rng)
         if not layers:
             raise ValueError("A DensityEstimator needs at least one layer.")
         self.flow = Chain(layers)

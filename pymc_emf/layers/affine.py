@@ -67,12 +67,6 @@ class Affine(ElementwiseFramed):
         zero = np.zeros(self.size)
         return self._as_stored([zero, zero, loc, log_scale])
 
-    def reframe(self, values):
-        loc, log_scale, frame_loc, frame_log_scale = values
-        moved = frame_loc + np.exp(frame_log_scale) * loc
-        zero = np.zeros(self.size)
-        return self._as_stored([zero, zero, moved, frame_log_scale + log_scale])
-
     def spread_of(self, covariance):
         if covariance.ndim == 1:
             return (np.diag(np.sqrt(covariance)),)

@@ -99,10 +99,6 @@ class Framed(Layer):
         """Values whose map is a frame alone, by default with unit scales."""
 
     @abstractmethod
-    def reframe(self, values: Values) -> list[np.ndarray]:
-        """Values with what has been learnt in the frame; the map stays the same."""
-
-    @abstractmethod
     def spread_of(self, covariance: np.ndarray) -> tuple[np.ndarray, ...]:
         """What :meth:`set_frame` takes beside the location, for a normal of this covariance.
 

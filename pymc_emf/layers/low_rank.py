@@ -103,17 +103,6 @@ class LowRank(ElementwiseFramed):
             log_stretch[: len(stretch)] = np.log(stretch)
         return self._as_stored([zero, zero, loc, np.log(scales), coefficients, full, log_stretch])
 
-    def reframe(self, values):
-        """Move the location that has been learnt into the frame; the map stays the same."""
-        loc, log_scale, frame_loc, frame_log_scale, coefficients, directions, log_stretch = values
-        moved = loc + directions @ (np.expm1(log_stretch) * (directions.T @ loc))
-        moved = np.exp(frame_log_scale) * moved
-        for t, coefficient in enumerate(coefficients[1:], start=1):
-            moved[t] += coefficient * moved[t - 1]
-        zero = np.zeros(self.size)
-        frame = [frame_loc + moved, frame_log_scale, coefficients, directions, log_stretch]
-        return self._as_stored([zero, log_scale, *frame])
-
     def spread_of(self, covariance):
         """Scales, and the main directions of what correlation there is.
 

@@ -66,11 +66,6 @@ class LowerTriangular(Framed):
         (frame,) = spread or (np.eye(self.size),)
         return self._as_stored([zero, zero, matrix, loc, frame])
 
-    def reframe(self, values):
-        loc, log_diagonal, below, frame_loc, frame = values
-        matrix = np.diag(np.exp(log_diagonal)) + np.tril(below, -1)
-        return self.set_frame(values, frame_loc + frame @ loc, frame @ matrix)
-
     def spread_of(self, covariance):
         if covariance.ndim == 1:
             return (np.diag(np.sqrt(covariance)),)

@@ -1,6 +1,7 @@
 """Flow layers by name."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -8,12 +9,24 @@ from pymc_emf.bijections.core.base import Bijection
 from pymc_emf.layers.affine import Affine
 from pymc_emf.layers.autoregressive import MaskedAutoregressive
 from pymc_emf.layers.coupling import Coupling
+from pymc_emf.layers.elimination import Elimination
 from pymc_emf.layers.invert import Invert
 from pymc_emf.layers.low_rank import LowRank
 from pymc_emf.layers.lower_triangular import LowerTriangular
+from pymc_emf.layers.sparse_affine import SparseAffine
 from pymc_emf.layers.spline import Spline
+from pymc_emf.layers.subset import Subset
 
-__all__ = ["PRESETS", "LayerSpec", "are_names", "check_layers", "make_layers"]
+__all__ = [
+    "PRESETS",
+    "SPARSE_FROM",
+    "LayerSpec",
+    "Shape",
+    "are_names",
+    "asks_for_structure",
+    "check_layers",
+    "make_layers",
+]
 
 LayerSpec = str | Bijection | Callable[[int], Bijection] | Sequence["LayerSpec"] | None
 
@@ -21,21 +34,53 @@ LayerSpec = str | Bijection | Callable[[int], Bijection] | Sequence["LayerSpec"]
 #: Beyond it they would dominate memory and time, and layers whose cost is linear take their place.
 DENSE_LIMIT = 1000
 
-#: Positions of the elements of a model's smallest variables, on which others may depend.
-type Hubs = Sequence[int]
+#: Longest vector for which that is so even of a posterior of which few elements interact.
+SPARSE_FROM = 200
 
 
-def _affine(size: int, hubs: Hubs, rng: np.random.Generator) -> list[Bijection]:
-    return [Affine(size)]
+@dataclass(frozen=True)
+class Shape:
+    """What the presets make of a posterior.
+
+    Attributes
+    ----------
+    size : int
+    hubs : sequence of int
+        Positions of the elements of a model's smallest variables, on which others may depend.
+    elimination : Elimination or None
+        Order of elimination, if few elements interact.
+    """
+
+    size: int
+    hubs: Sequence[int] = ()
+    elimination: Elimination | None = None
 
 
-def _lower_triangular(size: int, hubs: Hubs, rng: np.random.Generator) -> list[Bijection]:
-    return [LowerTriangular(size)]
+def _affine(shape: Shape, rng: np.random.Generator) -> list[Bijection]:
+    return [Affine(shape.size)]
 
 
-def _coupling(size: int, hubs: Hubs, rng: np.random.Generator) -> list[Bijection]:
+def _lower_triangular(shape: Shape, rng: np.random.Generator) -> list[Bijection]:
+    return [LowerTriangular(shape.size)]
+
+
+def _coupling(shape: Shape, rng: np.random.Generator) -> list[Bijection]:
+    size = shape.size
+    if shape.elimination is not None:
+        return _sparse(size, shape.elimination, rng)
+    hubs = shape.hubs
     steering = [Coupling(size, hubs, random_seed=rng)] if 0 < len(hubs) < size else []
     return [*steering, LowRank(size)]
+
+
+def _sparse(size: int, order: Elimination, rng: np.random.Generator) -> list[Bijection]:
+    # The core, on which all others depend, gets the layers of a small model.
+    core = order.core
+    if not 0 < len(core) < size:
+        return [SparseAffine(order)]
+    own = [Spline(len(core)), *_autoregressive(len(core), rng)]
+    steering = Coupling(size, core, random_seed=rng)
+    return [*(Subset(layer, core, size) for layer in own), steering, SparseAffine(order)]
 
 
 def _autoregressive(size: int, rng: np.random.Generator) -> list[Bijection]:
@@ -45,22 +90,29 @@ def _autoregressive(size: int, rng: np.random.Generator) -> list[Bijection]:
     return [first, MaskedAutoregressive(size, reverse=True, random_seed=rng)]
 
 
-def _iaf(size: int, hubs: Hubs, rng: np.random.Generator) -> list[Bijection]:
-    if size > DENSE_LIMIT:
-        return _coupling(size, hubs, rng)
+def _iaf(shape: Shape, rng: np.random.Generator) -> list[Bijection]:
+    if is_long(shape):
+        return _coupling(shape, rng)
     # Networks that shift and scale leave an element's tails to be those of a normal: the spline
     # bends them, without which a few draws have far too small a density, and k-hat tells.
+    size = shape.size
     return [Spline(size), *_autoregressive(size, rng), LowerTriangular(size)]
 
 
-def _maf(size: int, hubs: Hubs, rng: np.random.Generator) -> list[Bijection]:
-    if size > DENSE_LIMIT:
-        return _coupling(size, hubs, rng)
-    return [*(Invert(layer) for layer in _autoregressive(size, rng)), LowerTriangular(size)]
+def _maf(shape: Shape, rng: np.random.Generator) -> list[Bijection]:
+    if is_long(shape):
+        return _coupling(shape, rng)
+    layers = [Invert(layer) for layer in _autoregressive(shape.size, rng)]
+    return [*layers, LowerTriangular(shape.size)]
 
 
-def _low_rank(size: int, hubs: Hubs, rng: np.random.Generator) -> list[Bijection]:
-    return [LowRank(size)]
+def is_long(shape: Shape) -> bool:
+    """Whether layers whose cost is linear serve better."""
+    return shape.size > DENSE_LIMIT or shape.elimination is not None
+
+
+def _low_rank(shape: Shape, rng: np.random.Generator) -> list[Bijection]:
+    return [LowRank(shape.size)]
 
 
 PRESETS = {
@@ -100,9 +152,14 @@ def are_names(spec: LayerSpec) -> bool:
     return isinstance(spec, str)
 
 
-def make_layers(
-    spec: LayerSpec, size: int, rng: np.random.Generator, hubs: Hubs = ()
-) -> list[Bijection]:
+def asks_for_structure(spec: LayerSpec) -> bool:
+    """Whether among the layers are those that depend on which elements interact."""
+    if isinstance(spec, list | tuple):
+        return any(map(asks_for_structure, spec))
+    return isinstance(spec, str) and spec.lower() in ("iaf", "maf", "coupling")
+
+
+def make_layers(spec: LayerSpec, shape: Shape, rng: np.random.Generator) -> list[Bijection]:
     """Make the layers that stand before the structured one.
 
     Parameters
@@ -110,23 +167,21 @@ def make_layers(
     spec : str, Bijection, callable, None or a sequence of these
         As :func:`check_layers` lets it pass: a name of ``PRESETS``, a layer, a function from the
         size of the vector to a layer, or several of them from the noise onwards. None is no layer.
-    size : int
-        Length of the vector.
+    shape : Shape
     rng : Generator
         For initial weights.
-    hubs : sequence of int
-        Positions of the elements that steer the others in a coupling layer.
 
     Raises
     ------
     ValueError
         If a layer has another size.
     """
+    size = shape.size
     match spec:
         case None:
             return []
         case str():
-            return PRESETS[spec.lower()](size, hubs, rng)
+            return PRESETS[spec.lower()](shape, rng)
         case Bijection():
             layer_size = getattr(spec, "size", size)
             if layer_size != size:
@@ -136,8 +191,8 @@ def make_layers(
                 )
             return [spec]
         case list() | tuple():
-            return [layer for entry in spec for layer in make_layers(entry, size, rng, hubs)]
+            return [layer for entry in spec for layer in make_layers(entry, shape, rng)]
         case _:
             made = spec(size)  # type: ignore[operator]
             check_layers(made)
-            return make_layers(made, size, rng, hubs)
+            return make_layers(made, shape, rng)

@@ -48,6 +48,8 @@ class Objective:
     structured : StructuredLayer
     gradient : {"path", "reparameterised"}
         How :meth:`loss` is differentiated in the parameters of the layers.
+    target : Target, optional
+        Of the structured layer, if there is one already.
     """
 
     def __init__(
@@ -55,12 +57,13 @@ class Objective:
         layers: Sequence[Bijection],
         structured: StructuredLayer,
         gradient: Gradient = "path",
+        target: Target | None = None,
     ):
         self.layers = tuple(layers)
         self.gradient = gradient
         self.structured = structured
         self.program = structured.program
-        self.target = Target(structured)
+        self.target = Target(structured) if target is None else target
         self.flow = Chain([*self.layers, structured])
         order = Order(self.variables, self.parameters, self.buffers)
         self.trained, self.fixed, self.join = order.trained, order.fixed, order.join

@@ -10,10 +10,13 @@ import pymc as pm
 from pymc_emf.engine.devices import shardings
 from pymc_emf.engine.loop import CHUNK_SIZE, Chunk, compile_chunk, start_state
 from pymc_emf.engine.optimizers import Optimizer, make_optimizer
-from pymc_emf.layers.presets import make_layers
+from pymc_emf.layers.elimination import Elimination
+from pymc_emf.layers.presets import SPARSE_FROM, Shape, asks_for_structure, make_layers
 from pymc_emf.model.program import Program
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.options import LEARNING_RATE, FitOptions, Options
+from pymc_emf.variational.probing import find_elimination
+from pymc_emf.variational.target import Target
 
 __all__ = ["Prepared", "Steps", "compile_steps", "prepare"]
 
@@ -58,9 +61,23 @@ def prepare(program: Program, options: Options, rng: np.random.Generator) -> Pre
         For initial weights.
     """
     structured = options.structured(program)
-    layers = make_layers(options.layers, structured.size, rng, program.hubs)
-    objective = Objective(layers, structured, options.gradient)
+    target = Target(structured)
+    order = None
+    if asks_for_structure(options.layers) and structured.size > SPARSE_FROM:
+        order = _elimination(target)
+    layers = make_layers(options.layers, Shape(structured.size, program.hubs, order), rng)
+    objective = Objective(layers, structured, options.gradient, target)
     return Prepared(options, objective, [v.get_value() for v in objective.variables])
+
+
+def _elimination(target: Target) -> Elimination | None:
+    """Order of elimination of the posterior in noise, if few elements interact."""
+    variables = [site.places.ravel() for site in target.program.sites]
+    initial = [np.asarray(v.get_value()) for v in target.variables]
+    try:
+        return find_elimination(target.score_at(initial), target.size, variables)
+    except NotImplementedError:  # not a model for JAX, which its fit will say
+        return None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ The idea is that of Gaussian score matching (Modi, Gower, Margossian, Yao, Blei,
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -40,8 +40,43 @@ MAX_SHRINKAGE = 15
 type ScoreFn = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
+class Family(Protocol):
+    """A normal distribution, and how scores at draws from it tell where it should move."""
+
+    loc: np.ndarray
+
+    @property
+    def log_det(self) -> float:
+        """Of the map from noise to draws."""
+
+    @property
+    def n_draws(self) -> int:
+        """Draws that determine the regression."""
+
+    def place(self, noise: np.ndarray) -> np.ndarray:
+        """Draws from noise, both of shape (draws, size)."""
+
+    def regress(self, points: np.ndarray, scores: np.ndarray) -> "Move":
+        """Least squares of scores, both of shape (draws, size)."""
+
+
+class Move(Protocol):
+    """What a regression says."""
+
+    def move(self, normal: Any, trust: float) -> Any:
+        """The normal with the mean and the precisions found, as far as they can be trusted.
+
+        Parameters
+        ----------
+        normal : Family
+        trust : float
+            Log of the factor by which a precision may fall; it may rise by its square, and the
+            mean may move by twice as many standard deviations.
+        """
+
+
 class Normal(NamedTuple):
-    """A normal distribution.
+    """A normal distribution with any covariance.
 
     Attributes
     ----------
@@ -52,6 +87,33 @@ class Normal(NamedTuple):
 
     loc: np.ndarray
     factor: np.ndarray
+
+    @classmethod
+    def isotropic(cls, loc: np.ndarray, scale: float) -> "Normal":
+        """Independent elements of one scale."""
+        return cls(loc, scale * np.eye(len(loc)))
+
+    @property
+    def log_det(self) -> float:
+        return float(np.log(np.diag(self.factor)).sum())
+
+    @property
+    def n_draws(self) -> int:
+        return DRAWS_PER_ELEMENT * (len(self.loc) + 1)
+
+    def place(self, noise: np.ndarray) -> np.ndarray:
+        """Draws from noise of shape (draws, size)."""
+        return self.loc + noise @ self.factor.T
+
+    def regress(self, points: np.ndarray, scores: np.ndarray) -> "_Step":
+        """Least squares of the scores on all elements, in whitened coordinates."""
+        size, noise = len(self.loc), self.whiten(points)
+        rows = np.column_stack([np.ones(len(noise)), -noise])
+        gram = rows.T @ rows
+        gram[np.diag_indices(size + 1)] += RIDGE
+        found = np.linalg.solve(gram, rows.T @ (scores @ self.factor + noise))
+        precision = np.eye(size) + (found[1:] + found[1:].T) / 2
+        return _Step(found[0], *np.linalg.eigh(precision))
 
     def whiten(self, points: np.ndarray) -> np.ndarray:
         """Noise of points, shape (points, size)."""
@@ -77,7 +139,7 @@ class Regressed:
         Standard deviation of the log weights, in nats.
     """
 
-    normal: Normal
+    normal: Any
     elbo: float
     sd: float
 
@@ -86,7 +148,7 @@ class Regressed:
 class _Batch:
     """Draws from a normal, with the scores there."""
 
-    normal: Normal
+    normal: Family
     points: np.ndarray
     scores: np.ndarray
     elbo: float = -np.inf
@@ -95,7 +157,11 @@ class _Batch:
 
 
 def regress_scores(
-    score: ScoreFn, loc: np.ndarray, scale: float, rng: np.random.Generator
+    score: ScoreFn,
+    loc: np.ndarray,
+    scale: float,
+    rng: np.random.Generator,
+    isotropic: Callable[[np.ndarray, float], Any] = Normal.isotropic,
 ) -> Regressed:
     """Move a normal until its ELBO no longer rises.
 
@@ -108,11 +174,13 @@ def regress_scores(
         First standard deviation of all elements; it is reduced until the density hardly varies
         over the draws, or is at least finite.
     rng : Generator
+    isotropic : callable
+        The normal of a mean and a scale, of the family that is wanted.
     """
     size = len(loc)
-    n_draws = max(MIN_DRAWS, DRAWS_PER_ELEMENT * (size + 1))
     for _ in range(MAX_SHRINKAGE):
-        normal = Normal(np.asarray(loc, dtype=float), scale * np.eye(size))
+        normal = isotropic(np.asarray(loc, dtype=float), scale)
+        n_draws = max(MIN_DRAWS, normal.n_draws)
         now = _sample(score, normal, n_draws, rng)
         if np.isfinite(now.elbo) and now.sd < CALM * (1 + np.sqrt(size)):
             break
@@ -120,7 +188,7 @@ def regress_scores(
     if not np.isfinite(now.elbo):
         return Regressed(now.normal, -np.inf, np.inf)
     trust, pool = FIRST_TRUST, [now]
-    step = _least_squares(now.normal, pool)
+    step = _regress(now.normal, pool)
     for _ in range(MAX_BATCHES):
         new = _sample(score, step.move(now.normal, trust), n_draws, rng)
         gain, se = new.elbo - now.elbo, np.hypot(new.se, now.se)
@@ -134,20 +202,25 @@ def regress_scores(
         now, trust = new, min(1.5 * trust, MAX_TRUST)
         if len(pool) > min(MAX_POOLED, max(MAX_POOLED_DRAWS // n_draws, 2)):
             break
-        step = _least_squares(now.normal, pool)
+        step = _regress(now.normal, pool)
     return Regressed(now.normal, now.elbo, now.sd)
 
 
-def _sample(score: ScoreFn, normal: Normal, n_draws: int, rng: np.random.Generator) -> _Batch:
+def _regress(normal: Family, pool: list[_Batch]) -> Move:
+    points = np.concatenate([batch.points for batch in pool])
+    return normal.regress(points, np.concatenate([batch.scores for batch in pool]))
+
+
+def _sample(score: ScoreFn, normal: Family, n_draws: int, rng: np.random.Generator) -> _Batch:
     """Draws in pairs that mirror each other, so that their mean is that of the normal."""
     size = len(normal.loc)
     noise = rng.normal(size=(-(-n_draws // 2), size))
     noise = np.concatenate([noise, -noise])
-    points = normal.loc + noise @ normal.factor.T
+    points = normal.place(noise)
     with np.errstate(all="ignore"):
         log_density, scores = score(points)
-        log_det = np.log(np.abs(np.diag(normal.factor))).sum()
-        log_weights = log_density + (noise**2 + np.log(2 * np.pi)).sum(axis=1) / 2 + log_det
+        log_weights = log_density + (noise**2 + np.log(2 * np.pi)).sum(axis=1) / 2
+        log_weights = log_weights + normal.log_det
         batch = _Batch(normal, points, scores)
         if np.isfinite(log_weights).all() and np.isfinite((scores**2).sum()):
             batch.elbo, batch.sd = float(log_weights.mean()), float(log_weights.std())
@@ -178,16 +251,3 @@ class _Step(NamedTuple):
         return Normal(
             normal.loc + normal.factor @ (self.axes @ shift), factor * np.sign(np.diag(factor))
         )
-
-
-def _least_squares(normal: Normal, pool: list[_Batch]) -> _Step:
-    size = len(normal.loc)
-    points = np.concatenate([batch.points for batch in pool])
-    scores = np.concatenate([batch.scores for batch in pool])
-    noise = normal.whiten(points)
-    rows = np.column_stack([np.ones(len(noise)), -noise])
-    gram = rows.T @ rows
-    gram[np.diag_indices(size + 1)] += RIDGE
-    found = np.linalg.solve(gram, rows.T @ (scores @ normal.factor + noise))
-    precision = np.eye(size) + (found[1:] + found[1:].T) / 2
-    return _Step(found[0], *np.linalg.eigh(precision))

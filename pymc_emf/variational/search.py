@@ -1,6 +1,9 @@
 """Candidates for a start, and the best of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytensor
@@ -9,10 +12,12 @@ from pymc_emf.engine.stopping import EXACT, rounding_hides
 from pymc_emf.layers.base import Framed
 from pymc_emf.layers.gates import gate_parameter
 from pymc_emf.layers.presets import DENSE_LIMIT
+from pymc_emf.layers.sparse_affine import SparseAffine
 from pymc_emf.variational.importance import average, log_ratio, standard_deviation
 from pymc_emf.variational.modes import Energy, find_modes, low_rank_normal
 from pymc_emf.variational.objective import Objective, Values
-from pymc_emf.variational.regression import Regressed, ScoreFn, regress_scores
+from pymc_emf.variational.regression import Normal, Regressed, ScoreFn, regress_scores
+from pymc_emf.variational.sparse_normal import SparseNormal
 
 __all__ = ["MANY", "N_THREADS_OF_FEW", "Search", "WarmStart", "framed_layer"]
 
@@ -175,39 +180,40 @@ class Search:
         """Log density and score in noise, with these gates."""
         objective = self.objective
         values = objective.replace(self.values, objective.structured.parameters, gates)
-        _, target_values = objective.split(values)
-
-        def score(points):
-            points = points.astype(pytensor.config.floatX)
-            scored = objective.target.score_many(target_values, points)
-            return scored.log_density.astype(float), scored.score.astype(float)
-
-        return score
+        return objective.target.score_at(objective.split(values)[1])
 
     def _normal_approximations(
         self, layer: Framed, starts: np.ndarray, start: np.ndarray | None
     ) -> dict[str, Candidate]:
         """Normal approximations from the prior and from the best modes found."""
-        score, n_modes = self._score(self.gates), self._few(N_MODES, N_MODES_OF_MANY)
-        modes = find_modes(Energy(score), list(starts), n_modes)
-        if not layer.dense:
-            if not modes:
-                return {}
-            (point, _), *_ = modes
-            spread = low_rank_normal(Energy(score), point, layer.rank, self.rng)
-            return {"mode": Candidate(point, spread, self.gates)}
+        score = self._score(self.gates)
         first = np.zeros(self.objective.size) if start is None else start
-        found = {"scores": regress_scores(score, first, 1.0, self.rng)}
+        if not layer.dense and not isinstance(layer, SparseAffine):
+            return self._low_rank(layer, score, starts)
+        family = _family(layer)
+        found = {"scores": regress_scores(score, first, 1.0, self.rng, family)}
+        if isinstance(layer, SparseAffine) and np.isfinite(found["scores"].elbo):
+            modes = []  # those of many elements and their common scales have next to no mass
+        else:
+            modes = find_modes(Energy(score), list(starts), self._few(N_MODES, N_MODES_OF_MANY))
         for mode in modes:
             if any(known.sd < NEAR and known.normal.holds(mode.point) for known in found.values()):
                 continue  # where it leads is known
             name = f"mode {len(found)}" if len(found) > 1 else "mode"
-            found[name] = regress_scores(score, mode.point, MODE_SCALE, self.rng)
+            found[name] = regress_scores(score, mode.point, MODE_SCALE, self.rng, family)
         return {
             name: _candidate(layer, regressed, self.gates)
             for name, regressed in found.items()
             if np.isfinite(regressed.elbo)
         }
+
+    def _low_rank(self, layer: Framed, score: ScoreFn, starts: np.ndarray) -> dict[str, Candidate]:
+        modes = find_modes(Energy(score), list(starts), 1)
+        if not modes:
+            return {}
+        (point, _), *_ = modes
+        spread = low_rank_normal(Energy(score), point, layer.rank, self.rng)
+        return {"mode": Candidate(point, spread, self.gates)}
 
     def _bypassed(self, layer: Framed, best: Values) -> dict[str, Candidate]:
         """The normal approximation with closed gates, from where another one is."""
@@ -228,8 +234,18 @@ class Search:
         return {"bypass": _candidate(layer, regressed, closed)}
 
 
+def _family(layer: Framed) -> Callable[[np.ndarray, float], Any]:
+    """Makes normals of the kind that the layer's frame can hold, or of any covariance."""
+    if isinstance(layer, SparseAffine):
+        return partial(SparseNormal.isotropic, order=layer.elimination)
+    return Normal.isotropic
+
+
 def _candidate(layer: Framed, regressed: Regressed, gates: Values) -> Candidate:
-    loc, factor = regressed.normal
+    normal = regressed.normal
+    if isinstance(normal, SparseNormal):
+        return Candidate(normal.loc, normal.spread, list(gates))
+    loc, factor = normal
     return Candidate(loc, layer.spread_of(factor @ factor.T), list(gates))
 
 

@@ -26,6 +26,8 @@ __all__ = ["Scored", "Target"]
 #: Draws evaluated in one compiled call, and how many numbers they may hold together.
 MAX_BATCH_SIZE = 512
 BLOCK_SIZE = 8
+#: Of so many elements and data a single draw is as quick as its share of a block.
+MANY_NUMBERS = 20_000
 MAX_NUMBERS_TOGETHER = 10_000_000
 
 type Values = Sequence[Any]
@@ -201,6 +203,15 @@ class Target:
 
         return batch_jax(single, size=self.batch_size, block=self.block_size)
 
+    def score_at(self, values: Values):
+        """A function of points alone that returns log densities and scores."""
+
+        def score(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            scored = self.score_many(values, points.astype(pytensor.config.floatX))
+            return scored.log_density.astype(float), scored.score.astype(float)
+
+        return score
+
     @cached_property
     def evaluate_many(self):
         """Value, log joint density of all data and log|det F| at many points of noise."""
@@ -226,17 +237,24 @@ class Target:
         """Both directions of the structured layer, at the values that it holds."""
         return compile_bijection(self.structured)
 
+    @cached_property
+    def _n_numbers(self) -> int:
+        """Elements and data."""
+        frozen = self.program.frozen
+        data = [np.size(v.data) for v in frozen.rvs_to_values.values() if isinstance(v, Constant)]
+        data += [np.size(v.get_value(borrow=True)) for v in self.data]
+        return self.size + sum(data)
+
     @property
     def block_size(self) -> int | None:
         """Number of draws that are computed together; on a GPU all of a batch."""
-        return BLOCK_SIZE if jax.default_backend() == "cpu" else None
+        if jax.default_backend() != "cpu":
+            return None
+        return BLOCK_SIZE if self._n_numbers < MANY_NUMBERS else 1
 
     @property
     def batch_size(self) -> int:
         """Number of draws in one compiled call, fewer the more data the model has."""
-        frozen = self.program.frozen
-        data = [np.size(v.data) for v in frozen.rvs_to_values.values() if isinstance(v, Constant)]
-        data += [np.size(v.get_value(borrow=True)) for v in self.data]
-        n_together = int(MAX_NUMBERS_TOGETHER // (self.size + sum(data)))
+        n_together = MAX_NUMBERS_TOGETHER // self._n_numbers
         whole_blocks = n_together - n_together % BLOCK_SIZE
         return min(max(whole_blocks, min(n_together, BLOCK_SIZE), 1), MAX_BATCH_SIZE)

@@ -1,0 +1,170 @@
+"""The order in which the elements of a sparse precision matrix are eliminated."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+__all__ = ["Elimination", "Round", "eliminate"]
+
+#: An element with more neighbours is not eliminated, but joins the core.
+MAX_PARENTS = 24
+#: So few elements that are left are not worth another round.
+FEW_LEFT = 16
+
+
+@dataclass(frozen=True)
+class Round:
+    """Elements that do not depend on each other.
+
+    Attributes
+    ----------
+    first : int
+        Place of the first of them among all that are eliminated.
+    parents : ndarray, shape (elements, parents)
+        Places of those on which each depends beside the core, all of them before ``first``;
+        minus one where it depends on fewer.
+    """
+
+    first: int
+    parents: np.ndarray
+
+    @property
+    def places(self) -> slice:
+        return slice(self.first, self.first + len(self.parents))
+
+
+@dataclass(frozen=True)
+class Elimination:
+    r"""How the elements of a normal vector are drawn one after the other.
+
+    The core is drawn first, all of its elements together. Every other one has a mean that is
+    linear in the core and in some of those that were drawn before it, its parents. The factor of
+    a sparse precision matrix is of this form, with few parents if the order is well chosen (e.g.
+    Rue and Held, "Gaussian Markov Random Fields", 2005, chapter 2).
+
+    Attributes
+    ----------
+    core : ndarray
+        Positions in the vector.
+    others : ndarray
+        Positions of all others, in the order in which they are drawn: the reverse of that in
+        which they are eliminated.
+    rounds : tuple of Round
+        From the first that is drawn to the last. Together they are ``others``.
+    neighbours : ndarray, shape (others, neighbours)
+        Places among the others of those with which each interacts given all other elements;
+        minus one where there are fewer.
+    """
+
+    core: np.ndarray
+    others: np.ndarray
+    rounds: tuple[Round, ...]
+    neighbours: np.ndarray
+
+    @property
+    def size(self) -> int:
+        return len(self.core) + len(self.others)
+
+    @cached_property
+    def back(self) -> np.ndarray:
+        """Where in ``[*core, *others]`` each element of the vector is."""
+        return np.argsort(np.concatenate([self.core, self.others]))
+
+    @cached_property
+    def n_coefficients(self) -> int:
+        """Of parents outside of the core, those left out included."""
+        return sum(round.parents.size for round in self.rounds)
+
+    def coefficients_of(self, flat, round: Round):
+        """Part of a flat vector of coefficients, in the shape of the round's parents."""
+        start = sum(r.parents.size for r in self.rounds if r.first < round.first)
+        return flat[start : start + round.parents.size].reshape(round.parents.shape)
+
+    @property
+    def n_numbers(self) -> int:
+        """How many the factor has."""
+        n_core = len(self.core)
+        return n_core**2 + len(self.others) * (n_core + 1) + self.n_coefficients
+
+    # --- as JSON holds it ----------------------------------------------------------------------
+
+    def to_lists(self) -> list:
+        """Core, others, the parents of every round, and neighbours."""
+        rounds = [round.parents.tolist() for round in self.rounds]
+        return [self.core.tolist(), self.others.tolist(), rounds, self.neighbours.tolist()]
+
+    @classmethod
+    def from_lists(
+        cls,
+        core: Sequence[int],
+        others: Sequence[int],
+        rounds: Iterable[Sequence],
+        neighbours: Sequence,
+    ) -> "Elimination":
+        """Undo :meth:`to_lists`."""
+        first, made = 0, []
+        for parents in rounds:
+            made.append(Round(first, _table(parents)))
+            first += len(parents)
+        return cls(_positions(core), _positions(others), tuple(made), _table(neighbours))
+
+
+def _positions(numbers: Sequence[int]) -> np.ndarray:
+    return np.asarray(numbers, dtype=np.intp)
+
+
+def _table(rows: Sequence) -> np.ndarray:
+    """Rows of positions, filled up to one length."""
+    width = max(map(len, rows), default=0)
+    filled = [list(row) + [-1] * (width - len(row)) for row in rows]
+    return np.asarray(filled, dtype=np.intp).reshape(len(rows), width)
+
+
+def eliminate(neighbours: Sequence[set[int]], core: Iterable[int] = ()) -> Elimination:
+    """Order elements so that few depend on few.
+
+    In every round elements without a common edge are eliminated, those with the fewest neighbours
+    first, whose neighbours then become neighbours of each other. What is left in the end, because
+    it hangs together too closely, joins the core.
+
+    Parameters
+    ----------
+    neighbours : sequence of set of int
+        Of each element, those with which it interacts given all others; symmetric.
+    core : iterable of int
+        Elements with which all may interact; edges to them need not be given.
+    """
+    core = set(core)
+    left = {i: neighbours[i] - core - {i} for i in range(len(neighbours)) if i not in core}
+    taken: list[list[tuple[int, list[int]]]] = []
+    while left:
+        fewest = min(map(len, left.values()))
+        if fewest > MAX_PARENTS or (fewest > 0 and len(left) <= FEW_LEFT):
+            break
+        chosen: dict[int, list[int]] = {}
+        blocked: set[int] = set()
+        for i in sorted(left, key=lambda i: (len(left[i]), i)):
+            if len(left[i]) > max(2 * fewest, fewest + 1):
+                break
+            if i not in blocked:
+                chosen[i] = sorted(left[i])
+                blocked |= left[i]
+        for i, parents in chosen.items():
+            for parent in parents:
+                left[parent] |= left[i]
+                left[parent] -= {i, parent}
+        for i in chosen:
+            del left[i]
+        taken.append(list(chosen.items()))
+    core |= set(left)
+    taken.reverse()
+    others = [i for members in taken for i, _ in members]
+    place = {i: k for k, i in enumerate(others)}
+    rounds = [
+        [[place[j] for j in parents if j not in core] for _, parents in members]
+        for members in taken
+    ]
+    beside = [sorted(place[j] for j in neighbours[i] if j in place and j != i) for i in others]
+    return Elimination.from_lists(sorted(core), others, rounds, beside)

@@ -1,0 +1,162 @@
+"""Which elements of a density interact, found by trying."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pymc_emf.layers.elimination import Elimination, eliminate
+from pymc_emf.variational.regression import ScoreFn
+
+__all__ = ["find_elimination"]
+
+#: Elements of smaller variables are tried one by one, and so many of larger ones.
+FEW_ELEMENTS, N_TRIED = 64, 8
+#: An element that interacts with a larger share of all others belongs to the core.
+MAX_SHARE = 0.1
+#: The core is no larger, and the factor no fuller: a dense one would serve as well.
+MAX_CORE, MAX_FILL = 500, 0.3
+#: Colours by which the others are tried together, and how often they are dealt anew.
+MIN_COLORS, MAX_COLORS, MAX_DEALS = 32, 256, 8
+#: Candidates that are looked at together.
+MAX_CANDIDATES = 5_000_000
+#: Standard deviation of the points and of the moves.
+SCALE = 0.5
+
+
+def find_elimination(
+    score: ScoreFn, size: int, variables: Sequence[np.ndarray]
+) -> Elimination | None:
+    """Order of elimination by the interactions of a density, if they are few.
+
+    Two elements interact if one's score changes, in any digit, when the other is moved. Few
+    elements are tried alone, which shows those that interact with many, the core; all others are
+    moved together by colours, several times with the colours dealt anew, which leaves few pairs
+    that always answered together.
+
+    Parameters
+    ----------
+    score : callable
+        Log densities and scores at several points.
+    size : int
+    variables : sequence of ndarray
+        Positions of the elements of each variable.
+
+    Returns
+    -------
+    Elimination or None
+        None if the density is not finite at the points tried, or most elements interact.
+    """
+    rng = np.random.default_rng(0)
+    probe = _Probe.at_a_point(score, size, rng)
+    if probe is None:
+        return None
+    core = _find_core(probe, variables)
+    if core is None:
+        return None
+    neighbours = _find_neighbours(probe, core)
+    if neighbours is None:
+        return None
+    order = eliminate(neighbours, core)
+    n_dense = size * (size + 1) / 2
+    if len(order.core) > MAX_CORE or order.n_numbers > MAX_FILL * n_dense:
+        return None
+    return order
+
+
+class _Probe:
+    """Moves elements of a point, and tells whose scores answer."""
+
+    def __init__(self, score: ScoreFn, point: np.ndarray, move: np.ndarray, rng):
+        self.score, self.point, self.move, self.rng = score, point, move, rng
+        _, self.before = score(point[None])
+
+    @classmethod
+    def at_a_point(cls, score: ScoreFn, size: int, rng) -> "_Probe | None":
+        for scale in (1.0, 0.1, 0.01):
+            point, move = scale * SCALE * rng.normal(size=(2, size))
+            log_density, scores = score(np.array([point, point + move]))
+            if np.isfinite(log_density).all() and np.isfinite(scores).all():
+                return cls(score, point, move, rng)
+        return None
+
+    def __call__(self, sets: Sequence[np.ndarray]) -> np.ndarray:
+        """Which scores change as each set of elements is moved; shape (sets, size)."""
+        points = np.repeat(self.point[None], len(sets), axis=0)
+        for row, members in zip(points, sets, strict=True):
+            row[members] += self.move[members]
+        _, scores = self.score(points)
+        return scores != self.before
+
+
+def _find_core(probe: _Probe, variables: Sequence[np.ndarray]) -> set[int] | None:
+    """Elements that interact with many others; None if there are too many."""
+    tried = [
+        places if len(places) <= FEW_ELEMENTS else probe.rng.choice(places, N_TRIED, replace=False)
+        for places in map(np.ravel, variables)
+    ]
+    elements = np.concatenate(tried)
+    answers = probe([np.array([i]) for i in elements])
+    owner = np.repeat(np.arange(len(variables)), [len(t) for t in tried])
+    core: set[int] = set()
+    outside = np.ones(answers.shape[1], dtype=bool)
+    while outside.any():
+        # of what is left, the densest variable or element joins the core
+        share = answers[:, outside].mean(axis=1)
+        share[~outside[elements]] = 0.0
+        k = int(share.argmax())
+        if share[k] * outside.sum() <= 2 or share[k] <= MAX_SHARE:
+            return core
+        places = np.ravel(variables[owner[k]])
+        joining = places if len(places) > FEW_ELEMENTS else elements[[k]]
+        core |= set(joining.tolist())
+        outside[joining] = False
+        if len(core) > MAX_CORE:
+            return None
+    return None
+
+
+def _find_neighbours(probe: _Probe, core: set[int]) -> list[set[int]] | None:
+    """Elements outside of the core with which each of them interacts; None if with too many."""
+    size = len(probe.point)
+    others = np.array([i for i in range(size) if i not in core])
+    n_colors = int(np.clip(len(others) // 16, MIN_COLORS, MAX_COLORS))
+    deals: list[tuple[np.ndarray, np.ndarray]] = []
+    pairs = None
+    for _ in range(MAX_DEALS):
+        colors = probe.rng.permutation(len(others)) % n_colors
+        answers = probe([others[colors == c] for c in range(n_colors)])[:, others]
+        if answers.mean() > 0.5:
+            return None
+        deals.append((colors, answers))
+        if len(deals) < 2:
+            continue
+        found = _always_together(deals)
+        if pairs is not None and len(found) == len(pairs):
+            break
+        pairs = found
+    neighbours: list[set[int]] = [set() for _ in range(size)]
+    assert pairs is not None
+    for i, j in others[pairs].tolist():
+        if i != j:
+            neighbours[i].add(j)
+            neighbours[j].add(i)
+    return neighbours
+
+
+def _always_together(deals: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Pairs whose second answered whenever the colour of the first was moved."""
+    (colors, answers), *more = deals
+    members = [np.flatnonzero(colors == c) for c in range(len(answers))]
+    largest = max(map(len, members))
+    answered = np.argwhere(answers)
+    found = []
+    step = max(MAX_CANDIDATES // largest, 1)
+    for start in range(0, len(answered), step):
+        some = answered[start : start + step]
+        moved = np.concatenate([members[c] for c, _ in some])
+        seen = np.repeat(some[:, 1], [len(members[c]) for c, _ in some])
+        for other_colors, other_answers in more:
+            kept = other_answers[other_colors[moved], seen]
+            moved, seen = moved[kept], seen[kept]
+        found.append(np.column_stack([moved, seen]))
+    return np.concatenate(found)
