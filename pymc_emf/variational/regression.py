@@ -26,6 +26,9 @@ MIN_DRAWS, DRAWS_PER_ELEMENT = 64, 2
 MAX_BATCHES = 100
 #: Batches whose draws are taken together once the ELBO has stopped rising, and how many draws.
 MAX_POOLED, MAX_POOLED_DRAWS = 8, 20_000
+#: While it rises they are, too, so many before each, if the log weights vary by no more than this
+#: for each square root of an element, in nats.
+MOVING_POOL, NEAR = 3, 0.3
 #: Pulls towards the normal at hand, as so many draws of its own scores would.
 RIDGE = 0.01
 #: Log of the factor by which a variance may fall in one step; it may grow by its root. The mean
@@ -187,7 +190,8 @@ def regress_scores(
         scale /= 10
     if not np.isfinite(now.elbo):
         return Regressed(now.normal, -np.inf, np.inf)
-    trust, pool = FIRST_TRUST, [now]
+    trust, pool, settled = FIRST_TRUST, [now], 0
+    most = min(MAX_POOLED, max(MAX_POOLED_DRAWS // n_draws, 2))
     step = _regress(now.normal, pool)
     for _ in range(MAX_BATCHES):
         new = _sample(score, step.move(now.normal, trust), n_draws, rng)
@@ -196,11 +200,16 @@ def regress_scores(
             trust *= 0.4
             if trust < MIN_TRUST:
                 break
+            if len(pool) < most:  # it may be the noise of the regression that led astray
+                pool = [*pool, _sample(score, now.normal, n_draws, rng)]
+                step = _regress(now.normal, pool)
             continue
-        settled = gain < 2 * se + 1e-3
-        pool = [*pool, new] if settled else [new]
+        settled = settled + 1 if gain < 2 * se + 1e-3 else 0
+        # close by, the scores at draws from the normals before are as linear
+        kept = most if settled else MOVING_POOL * (new.sd < NEAR * np.sqrt(size))
+        pool = [*pool[len(pool) - min(kept, len(pool)) :], new]
         now, trust = new, min(1.5 * trust, MAX_TRUST)
-        if len(pool) > min(MAX_POOLED, max(MAX_POOLED_DRAWS // n_draws, 2)):
+        if settled >= most:
             break
         step = _regress(now.normal, pool)
     return Regressed(now.normal, now.elbo, now.sd)
