@@ -10,6 +10,8 @@ import numpy as np
 import optax
 import pytensor
 
+from scipy.stats import norm
+
 from pymc_emf.engine.stopping import Stopping
 from pymc_emf.engine.trainer import average as average_loss
 from pymc_emf.variational.importance import (
@@ -30,6 +32,7 @@ __all__ = [
     "explain",
     "moments_in_doubt",
     "report",
+    "scores_in_doubt",
     "warn_if_poor",
     "weigh",
 ]
@@ -43,6 +46,9 @@ N_PRIOR_DRAWS = 1000
 #: Correction of a mean, in standard deviations, or of a standard deviation that is worth a
 #: warning, and the number of standard errors that it must exceed.
 MAX_CORRECTION, N_SE = 0.1, 4.0
+#: Beyond so many elements scores are asked instead, of so many draws: the divergences of all
+#: elements add up in the weights, few of which then count, however good each of them is.
+MANY_ELEMENTS, N_SCORED_DRAWS = 200, 200
 #: Rise of the ELBO over the last fifth of the steps that is worth a warning, in nats.
 MIN_GAIN = 0.1
 
@@ -97,12 +103,15 @@ class Checked:
         Of all variables: those after the fit, or those before it where they are better.
     weighed : Weighed
     doubt : (str, str) or None
-        The element whose moments the weights correct most, and how.
+        The element whose moments are most in doubt, and how.
+    many : bool
+        Whether that was asked of scores, as there are many elements.
     """
 
     values: list[np.ndarray]
     weighed: Weighed
     doubt: tuple[str, str] | None
+    many: bool = False
 
     @property
     def pareto_k(self) -> float:
@@ -123,10 +132,14 @@ def check(objective: Objective, before: Values, after: Values, rng: np.random.Ge
     n_prior = objective.target.affordable(N_PRIOR_DRAWS)
     prior_noise = rng.normal(size=(n_prior, objective.size)).astype(pytensor.config.floatX)
     weighed = weigh(objective, values, log_weights, prior_noise)
-    doubt = moments_in_doubt(drawn, np.exp(weighed.smoothed.log_weights))
-    if doubt is None:
-        return Checked(values, weighed, None)
-    return Checked(values, weighed, (objective.program.element_name(doubt[0]), doubt[1]))
+    many = objective.size > MANY_ELEMENTS
+    if many:
+        noise = rng.normal(size=(N_SCORED_DRAWS, objective.size)).astype(pytensor.config.floatX)
+        doubt = scores_in_doubt(objective.score_gap(values, noise))
+    else:
+        doubt = moments_in_doubt(drawn, np.exp(weighed.smoothed.log_weights))
+    named = None if doubt is None else (objective.program.element_name(doubt[0]), doubt[1])
+    return Checked(values, weighed, named, many)
 
 
 def report(checked: Checked | None, losses: np.ndarray, stopping: Stopping, n: int) -> None:
@@ -143,7 +156,8 @@ def report(checked: Checked | None, losses: np.ndarray, stopping: Stopping, n: i
     else:
         # where it had stopped rising, it rose once more as the rates fell
         rising = losses if stopping.reason != "converged" else losses[:0]
-        warn_if_poor(checked.pareto_k, rising, checked.doubt, checked.weighed.missed)
+        missed = checked.weighed.missed
+        warn_if_poor(checked.pareto_k, rising, checked.doubt, missed, checked.many)
 
 
 def _better(
@@ -210,8 +224,46 @@ def moments_in_doubt(values: np.ndarray, weights: np.ndarray) -> tuple[int, str]
     if sizes[which, element] < MAX_CORRECTION:
         return None
     if which == 0:
-        return int(element), f"shift its mean by {shift[element]:+.2f} standard deviations"
-    return int(element), f"multiply its standard deviation by {ratio[element]:.2f}"
+        move = f"shift its mean by {shift[element]:+.2f} standard deviations"
+    else:
+        move = f"multiply its standard deviation by {ratio[element]:.2f}"
+    return int(element), f"importance weights would {move} in value space"
+
+
+def scores_in_doubt(gap: np.ndarray) -> tuple[int, str] | None:
+    """Tell which element the scores say is most off, and how.
+
+    Parameters
+    ----------
+    gap : ndarray, shape (draws, size)
+        As of :meth:`pymc_emf.variational.objective.Objective.score_gap`: of a normal posterior
+        whose precision matrix in the noise is M and whose mean is m, it is M m + (1 - M) z. Its
+        mean is how far the location is off, in standard deviations. Of the variance, which is the
+        sum of squares of a row of 1 - M, half is about the relative error of the standard
+        deviation, be it the element's own or by correlations that the approximation lacks.
+
+    Returns
+    -------
+    (int, str) or None
+        None if none is off by more than a tenth.
+    """
+    if not np.isfinite(gap).all():
+        return None  # which the log weights have told
+    shift, variance = gap.mean(axis=0), gap.var(axis=0)
+    sizes = np.array([np.abs(shift), variance / 2])
+    # the largest of many is large by chance
+    n_se = norm.isf(0.01 / gap.size)
+    sizes[0, sizes[0] < n_se * np.sqrt(variance / len(gap))] = 0.0
+    which, element = np.unravel_index(sizes.argmax(), sizes.shape)
+    if sizes[which, element] < MAX_CORRECTION:
+        return None
+    if which == 0:
+        move = f"shift its mean by {shift[element]:+.2f} standard deviations"
+        return int(element), f"the scores of its draws would {move}"
+    error = 100 * min(sizes[1, element], 1.0)
+    return int(element), (
+        f"the scores of its draws differ as if its standard deviation were off by {error:.0f} %"
+    )
 
 
 def gain_at_the_end(losses: np.ndarray) -> tuple[float, float]:
@@ -227,7 +279,11 @@ def gain_at_the_end(losses: np.ndarray) -> tuple[float, float]:
 
 
 def warn_if_poor(
-    k: float, losses: np.ndarray, doubt: tuple[str, str] | None = None, missed: float = 0.0
+    k: float,
+    losses: np.ndarray,
+    doubt: tuple[str, str] | None = None,
+    missed: float = 0.0,
+    many: bool = False,
 ) -> None:
     """Say in plain words that a fit is poor, as far as it shows.
 
@@ -238,9 +294,11 @@ def warn_if_poor(
     losses : ndarray
         Of every step, in nats.
     doubt : (str, str), optional
-        A variable whose moments the weights correct, and how.
+        A variable whose moments are in doubt, and how.
     missed : float
         Nats of evidence that draws from the prior find beyond what the approximation does.
+    many : bool
+        Whether there are so many elements that k-hat tells of their number.
     """
     gain, se = gain_at_the_end(losses)
     if missed:
@@ -260,7 +318,13 @@ def warn_if_poor(
             "The log weights of draws from the approximation are not all finite: it reaches "
             "where the model's log density is not. Check the model's parameters there."
         )
-    elif k > MAX_PARETO_K:
+    elif k > MAX_PARETO_K and many and doubt is None:
+        logger.info(
+            "Pareto k-hat is %.2f, for the small errors of many elements add up: no element is off "
+            "by more than a tenth, as far as the scores tell, but do not resample by weights.",
+            k,
+        )
+    elif k > MAX_PARETO_K and not many:
         logger.warning(
             "Pareto k-hat is %.2f, above %.1f: the approximation may miss part of the posterior, "
             "and its means and intervals may be off. Give the fit more steps (n=), check the "
@@ -270,8 +334,8 @@ def warn_if_poor(
         )
     elif doubt is not None:
         logger.warning(
-            "The approximation of %s is off: importance weights would %s in value space. Give "
-            "the fit more steps (n=), check the model, or use approx.nuts().",
+            "The approximation of %s is off: %s. Give the fit more steps (n=), check the model, or "
+            "use approx.nuts().",
             *doubt,
         )
 

@@ -31,7 +31,7 @@ from pymc_emf.variational.approximation import EMFApproximation
 from pymc_emf.variational.checkpoint import Checkpoint
 from pymc_emf.variational.jax_fit import fit_by_jax
 from pymc_emf.variational.objective import Gradient
-from pymc_emf.variational.options import FitOptions, Options
+from pymc_emf.variational.options import N_DRAWS, TOL, FitOptions, Options
 from pymc_emf.variational.prepare import prepare
 from pymc_emf.variational.pymc_fit import fit_by_pymc, pymc_optimizer
 from pymc_emf.variational.state import MethodState
@@ -181,10 +181,10 @@ class EMFApprox(Inference):
         *,
         backend: str | None = None,
         include_transformed: bool = False,
-        obj_n_mc: int = 8,
+        obj_n_mc: int = N_DRAWS,
         obj_optimizer: Optimizer | None = None,
         total_grad_norm_constraint: float | None = None,
-        tol: float | None = 0.01,
+        tol: float | None = TOL,
         devices: Sequence[jax.Device] | None = None,
         checkpoint: str | os.PathLike | None = None,
         checkpoint_every: int = 1000,
@@ -196,8 +196,8 @@ class EMFApprox(Inference):
         Parameters
         ----------
         n : int
-            Number of steps, those of the warm start's trials included, which are at most half of
-            them; the learning rate decays to zero over the rest.
+            Most steps; the fit ends earlier once there is no more to gain, see ``tol``. Over
+            the last of them the learning rate falls to zero.
         score : bool, optional
             Whether to record the loss of every step; by default yes.
         callbacks : sequence of callable
@@ -211,17 +211,19 @@ class EMFApprox(Inference):
         include_transformed : bool
             Whether ``approx.sample`` returns unconstrained values too.
         obj_n_mc : int
-            Monte Carlo draws per step.
+            Monte Carlo draws per step. Few and many steps are the quicker way: where the noise
+            of their gradients limits the fit, the falling rates average over it.
         obj_optimizer : optax.GradientTransformation or callable, optional
             An optax optimiser, or one of PyMC's own (``pm.adam(learning_rate=0.01)``). By
             default Adam with warm-up and cosine decay.
         total_grad_norm_constraint : float, optional
             Gradients are scaled down to this norm.
         tol : float, optional
-            Stop once the ELBO of a thousand steps is no more than ``tol`` nats, or than its
-            Monte Carlo error, above that of the thousand before; the rates then fall to zero
-            over at most a thousand further steps. By default all ``n`` steps run. Not with
-            other backends than JAX.
+            End the fit once there is no more than ``tol`` nats to gain: the noise of the losses
+            shows that the divergence from the posterior is smaller, or the ELBO rose by less,
+            or by less than its Monte Carlo error, over the last quarter of the steps. The rates
+            then fall to zero over a fourth as many further steps. With None all ``n`` steps
+            run, as they do with other backends than JAX.
         devices : sequence of jax.Device, optional
             Devices over which the draws of a step are distributed, ``jax.devices()`` for all. The
             result is that of one device, up to rounding. By default JAX's default device. Not
@@ -341,8 +343,8 @@ def _check_engine(
             f"fit() got arguments that the JAX engine does not take: {names}; "
             'pass backend="numba" to use PyMC\'s own loop.'
         )
-    for name in ("tol", "devices", "checkpoint"):
-        if getattr(ask, name) is not None and not with_jax:
+    for name, default in (("tol", TOL), ("devices", None), ("checkpoint", None)):
+        if getattr(ask, name) not in (None, default) and not with_jax:
             raise TypeError(f"{name} needs the JAX engine; leave out backend=, or {name}=.")
     if not with_jax:
         pymc_optimizer(ask.obj_optimizer)

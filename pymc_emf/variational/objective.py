@@ -192,6 +192,32 @@ class Objective:
         _ = self._flow  # JAX must not trace how it is made
         return batch_jax(self.structured_noise, size=self.target.batch_size)
 
+    @cached_property
+    def _pull_many(self):
+        _ = self._flow
+
+        def single(layer_values, noise, score):
+            _, pull = jax.vjp(lambda e: self.structured_noise(layer_values, e), noise)
+            return pull((score, jnp.ones((), noise.dtype)))[0]
+
+        return batch_jax(single, size=self.target.batch_size)
+
+    def score_gap(self, values: Values, noise: np.ndarray) -> np.ndarray:
+        """How the posterior's score in the flow's noise differs from that of the noise itself.
+
+        It is zero where the approximation is exact; the mean of its square is the Fisher
+        divergence, element by element.
+
+        Parameters
+        ----------
+        values : sequence of array
+        noise : ndarray, shape (draws, size)
+        """
+        layer_values, target_values = self.split(values)
+        inner, _ = self._flow_many(layer_values, noise)
+        score = self.target.score_many(target_values, inner).score
+        return self._pull_many(layer_values, noise, score.astype(noise.dtype)) + noise
+
     def structured_noise_of(self, values: Values, noise: np.ndarray) -> np.ndarray:
         """Noise of the structured layer at many draws."""
         return self._flow_many(self.split(values)[0], noise)[0]

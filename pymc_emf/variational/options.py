@@ -22,11 +22,13 @@ from pymc_emf.layers.presets import LayerSpec, are_names, check_layers
 from pymc_emf.model.program import Program
 from pymc_emf.variational.objective import Gradient
 
-__all__ = ["GATE_LEARNING_RATE", "LEARNING_RATE", "FitOptions", "Options"]
+__all__ = ["GATE_LEARNING_RATE", "LEARNING_RATE", "N_DRAWS", "TOL", "FitOptions", "Options"]
 
 LEARNING_RATE = 0.01
 #: Gates are sigmoids of 100 times their parameter, and take a tenth of the rate.
 GATE_LEARNING_RATE = 0.001
+#: Draws of a step, and nats for which it is not worth to go on.
+N_DRAWS, TOL = 8, 0.01
 
 Callback = Callable[[Any, np.ndarray | None, int], None]
 
@@ -103,10 +105,10 @@ class FitOptions:
     callbacks: Sequence[Callback] | None = None
     progressbar: bool = True
     progressbar_theme: Theme = default_progress_theme
-    obj_n_mc: int = 8
+    obj_n_mc: int = N_DRAWS
     obj_optimizer: Any = None
     total_grad_norm_constraint: float | None = None
-    tol: float | None = 0.01
+    tol: float | None = TOL
     devices: Sequence[jax.Device] | None = None
     checkpoint: str | os.PathLike | None = None
     checkpoint_every: int = 1000

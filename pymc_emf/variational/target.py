@@ -26,6 +26,8 @@ __all__ = ["Scored", "Target"]
 #: Draws evaluated in one compiled call, and how many numbers they may hold together.
 MAX_BATCH_SIZE = 512
 BLOCK_SIZE = 8
+#: Elements and data times draws of a comparison or check, but so many draws there must be.
+MAX_NUMBERS_CHECKED, MIN_CHECKED = 20_000_000, 500
 #: Of so many elements and data a single draw is as quick as its share of a block.
 MANY_NUMBERS = 20_000
 MAX_NUMBERS_TOGETHER = 10_000_000
@@ -128,7 +130,8 @@ class Target:
 
     def affordable(self, n_draws: int) -> int:
         """Number of draws for a comparison or check, fewer if they or the data are very long."""
-        return self.minibatches.affordable(n_draws, self.size)
+        n_draws = self.minibatches.affordable(n_draws, self.size)
+        return min(n_draws, max(MAX_NUMBERS_CHECKED // self._n_numbers, MIN_CHECKED))
 
     @property
     def term_names(self) -> list[str]:
@@ -215,7 +218,7 @@ class Target:
     @cached_property
     def evaluate_many(self):
         """Value, log joint density of all data and log|det F| at many points of noise."""
-        if not self.minibatches:
+        if not self.minibatches and self._n_numbers < MANY_NUMBERS:
             # the derivatives cost less than to compile another function without them
             return lambda values, noise: self.score_many(values, noise)[-3:]
         self.rewrite()
