@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-__all__ = ["Elimination", "Round", "eliminate"]
+__all__ = ["Elimination", "Round", "dense", "eliminate"]
 
 #: An element with more neighbours is not eliminated, but joins the core.
 MAX_PARENTS = 24
@@ -111,8 +111,13 @@ class Elimination:
         return cls(_positions(core), _positions(others), tuple(made), _table(neighbours))
 
 
+def dense(size: int) -> Elimination:
+    """All elements in the core: any normal distribution."""
+    return Elimination.from_lists(range(size), [], [], [])
+
+
 def _positions(numbers: Sequence[int]) -> np.ndarray:
-    return np.asarray(numbers, dtype=np.intp)
+    return np.array(list(numbers), dtype=np.intp)
 
 
 def _table(rows: Sequence) -> np.ndarray:
@@ -126,8 +131,8 @@ def eliminate(neighbours: Sequence[set[int]], core: Iterable[int] = ()) -> Elimi
     """Order elements so that few depend on few.
 
     In every round elements without a common edge are eliminated, those with the fewest neighbours
-    first, whose neighbours then become neighbours of each other. What is left in the end, because
-    it hangs together too closely, joins the core.
+    first, whose neighbours then become neighbours of each other. What hangs together too closely
+    in the end joins the core.
 
     Parameters
     ----------
@@ -158,6 +163,14 @@ def eliminate(neighbours: Sequence[set[int]], core: Iterable[int] = ()) -> Elimi
         for i in chosen:
             del left[i]
         taken.append(list(chosen.items()))
+    # of those left, the ones that do not interact can still be drawn given all others
+    chosen = {}
+    for i in sorted(left, key=lambda i: (len(left[i]), i)):
+        if not left[i] & chosen.keys():
+            chosen[i] = []
+    if 2 * len(chosen) > len(left):
+        taken.append(list(chosen.items()))
+        left = {i: found for i, found in left.items() if i not in chosen}
     core |= set(left)
     taken.reverse()
     others = [i for members in taken for i, _ in members]

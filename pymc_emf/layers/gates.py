@@ -24,6 +24,8 @@ GATE_SCALE = 100.0
 
 #: Value of a gate that is as good as open.
 OPEN = 0.999
+#: The logit of a gate that is zero in any precision.
+SHUT = -1e4
 
 
 @final
@@ -74,5 +76,5 @@ class Gates(Strategy):
 
 
 def gate_parameter(gate: float) -> float:
-    """Raw parameter of a gate."""
-    return float(logit(gate)) / GATE_SCALE
+    """Raw parameter of a gate, which may be zero."""
+    return max(float(logit(gate)), SHUT) / GATE_SCALE

@@ -18,7 +18,7 @@ from pymc_emf.bijections import Bijection, Identity, bijection_from_rv
 from pymc_emf.bijections.core.base import bypass_reason
 from pymc_emf.exceptions import EmbeddingError
 from pymc_emf.layers.base import Layer
-from pymc_emf.layers.gates import Gate, Gates
+from pymc_emf.layers.gates import Gate, Gates, gate_parameter
 from pymc_emf.layers.strategy import Strategy
 from pymc_emf.model.program import Program
 from pymc_emf.model.site import Site, leaves
@@ -210,6 +210,37 @@ class StructuredLayer(Layer):
             Of ``own_parameters``; what plays no part in the prior is left as it is.
         """
         return self.strategy.prior_values(values)
+
+    @property
+    def gated_elements(self) -> set[int]:
+        """Positions of the elements that have gates."""
+        if not isinstance(self.strategy, Gates):
+            return set()
+        return {i for site in self._gated_sites for i in site.places.ravel().tolist()}
+
+    @property
+    def _gated_sites(self) -> list[Site]:
+        return [site for site in self.program.sites if site.name in self.strategy.places]
+
+    def with_gates(
+        self, values: Sequence[np.ndarray], elements: set[int], gate: float
+    ) -> list[np.ndarray]:
+        """Values of ``own_parameters`` with the gates of some elements set.
+
+        Parameters
+        ----------
+        values : sequence of ndarray
+            Of ``own_parameters``.
+        elements : set of int
+            Positions of elements that have gates; those that share theirs follow.
+        gate : float
+            From zero on, to less than one.
+        """
+        changed = [np.array(value) for value in values]
+        for site in self._gated_sites if elements else ():
+            chosen = np.isin(site.places, list(elements))
+            changed[0][self.strategy.places[site.name][chosen]] = gate_parameter(gate)
+        return changed
 
     def gates(self, values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Gate of every element, in the shape of each variable's value.

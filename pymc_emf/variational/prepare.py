@@ -10,12 +10,12 @@ import pymc as pm
 from pymc_emf.engine.devices import shardings
 from pymc_emf.engine.loop import CHUNK_SIZE, Chunk, compile_chunk, start_state
 from pymc_emf.engine.optimizers import Optimizer, make_optimizer
-from pymc_emf.layers.elimination import Elimination
 from pymc_emf.layers.presets import SPARSE_FROM, Shape, asks_for_structure, make_layers
 from pymc_emf.model.program import Program
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.options import LEARNING_RATE, FitOptions, Options
-from pymc_emf.variational.probing import find_elimination
+from pymc_emf.variational.probing import Structure, find_structure
+from pymc_emf.variational.regression import ScoreFn
 from pymc_emf.variational.target import Target
 
 __all__ = ["Prepared", "Steps", "compile_steps", "prepare"]
@@ -35,11 +35,14 @@ class Prepared:
         With the program, the layers and the target.
     initial : list of ndarray
         First values of the objective's variables.
+    closed : frozenset of int
+        Elements whose gates a start closes, see :class:`Structure`.
     """
 
     options: Options
     objective: Objective
     initial: list[np.ndarray]
+    closed: frozenset[int] = frozenset()
 
     @property
     def program(self) -> Program:
@@ -62,20 +65,30 @@ def prepare(program: Program, options: Options, rng: np.random.Generator) -> Pre
     """
     structured = options.structured(program)
     target = Target(structured)
-    order = None
+    structure = None
     if asks_for_structure(options.layers) and structured.size > SPARSE_FROM:
-        order = _elimination(target)
+        structure = _structure(target)
+    order, closed = (None, set()) if structure is None else structure
     layers = make_layers(options.layers, Shape(structured.size, program.hubs, order), rng)
     objective = Objective(layers, structured, options.gradient, target)
-    return Prepared(options, objective, [v.get_value() for v in objective.variables])
+    return Prepared(
+        options, objective, [v.get_value() for v in objective.variables], frozenset(closed)
+    )
 
 
-def _elimination(target: Target) -> Elimination | None:
-    """Order of elimination of the posterior in noise, if few elements interact."""
-    variables = [site.places.ravel() for site in target.program.sites]
+def _structure(target: Target) -> Structure | None:
+    """Which elements of the posterior interact, if that is of use."""
+    structured = target.structured
+    variables = [site.places.ravel() for site in structured.program.sites]
     initial = [np.asarray(v.get_value()) for v in target.variables]
+    n_own = len(structured.own_parameters)
+
+    def score_with(closed: set[int]) -> ScoreFn:
+        own = structured.with_gates(initial[:n_own], closed, 0.0)
+        return target.score_at([*own, *initial[n_own:]])
+
     try:
-        return find_elimination(target.score_at(initial), target.size, variables)
+        return find_structure(score_with, structured.size, variables, structured.gated_elements)
     except NotImplementedError:  # not a model for JAX, which its fit will say
         return None
 

@@ -1,13 +1,14 @@
 """Which elements of a density interact, found by trying."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from pymc_emf.layers.elimination import Elimination, eliminate
+from pymc_emf.layers.elimination import Elimination, dense, eliminate
 from pymc_emf.variational.regression import ScoreFn
 
-__all__ = ["find_elimination"]
+__all__ = ["Structure", "find_structure"]
 
 #: Elements of smaller variables are tried one by one, and so many of larger ones.
 FEW_ELEMENTS, N_TRIED = 64, 8
@@ -15,6 +16,8 @@ FEW_ELEMENTS, N_TRIED = 64, 8
 MAX_SHARE = 0.1
 #: The core is no larger, and the factor no fuller: a dense one would serve as well.
 MAX_CORE, MAX_FILL = 500, 0.3
+#: A longer vector gets no dense factor.
+MAX_DENSE = 1500
 #: Colours by which the others are tried together, and how often they are dealt anew.
 MIN_COLORS, MAX_COLORS, MAX_DEALS = 32, 256, 8
 #: Candidates that are looked at together.
@@ -23,44 +26,71 @@ MAX_CANDIDATES = 5_000_000
 SCALE = 0.5
 
 
-def find_elimination(
-    score: ScoreFn, size: int, variables: Sequence[np.ndarray]
-) -> Elimination | None:
-    """Order of elimination by the interactions of a density, if they are few.
+class Structure(NamedTuple):
+    """Which elements of a posterior interact, and in which space.
+
+    Attributes
+    ----------
+    order : Elimination
+    closed : set of int
+        Elements whose gates are to be closed, since in value space they interact with fewer.
+    """
+
+    order: Elimination
+    closed: set[int]
+
+
+def find_structure(
+    score_with: Callable[[set[int]], ScoreFn],
+    size: int,
+    variables: Sequence[np.ndarray],
+    gated: set[int],
+) -> Structure | None:
+    """Order of elimination by the interactions of a density.
 
     Two elements interact if one's score changes, in any digit, when the other is moved. Few
     elements are tried alone, which shows those that interact with many, the core; all others are
     moved together by colours, several times with the colours dealt anew, which leaves few pairs
     that always answered together.
 
+    The noise of a series interacts with all that comes after it, its values with their
+    neighbours only: what interacts with too many is tried again with its gates closed.
+
     Parameters
     ----------
-    score : callable
-        Log densities and scores at several points.
+    score_with : callable
+        ``score_with(closed)`` returns a function of several points, with log densities and
+        scores, in which the gates of some elements are closed.
     size : int
     variables : sequence of ndarray
         Positions of the elements of each variable.
+    gated : set of int
+        Elements that have a gate.
 
     Returns
     -------
-    Elimination or None
-        None if the density is not finite at the points tried, or most elements interact.
+    Structure or None
+        With all elements in the core where most interact; None if those are too many, or the
+        density is not finite at the points tried.
     """
-    rng = np.random.default_rng(0)
-    probe = _Probe.at_a_point(score, size, rng)
-    if probe is None:
-        return None
-    core = _find_core(probe, variables)
-    if core is None:
-        return None
-    neighbours = _find_neighbours(probe, core)
-    if neighbours is None:
-        return None
-    order = eliminate(neighbours, core)
-    n_dense = size * (size + 1) / 2
-    if len(order.core) > MAX_CORE or order.n_numbers > MAX_FILL * n_dense:
-        return None
-    return order
+    closed: set[int] = set()
+    while True:
+        rng = np.random.default_rng(0)
+        probe = _Probe.at_a_point(score_with(closed), size, rng)
+        if probe is None:
+            return None
+        core = _find_core(probe, variables)
+        if len(core) <= MAX_CORE:
+            neighbours = _find_neighbours(probe, core)
+            if neighbours is not None:
+                order = eliminate(neighbours, core)
+                n_dense = size * (size + 1) / 2
+                if len(order.core) <= MAX_CORE and order.n_numbers <= MAX_FILL * n_dense:
+                    return Structure(order, closed)
+        dense_ones = (core & gated) - closed
+        if not dense_ones:
+            return Structure(dense(size), set()) if size <= MAX_DENSE else None
+        closed |= dense_ones
 
 
 class _Probe:
@@ -88,8 +118,8 @@ class _Probe:
         return scores != self.before
 
 
-def _find_core(probe: _Probe, variables: Sequence[np.ndarray]) -> set[int] | None:
-    """Elements that interact with many others; None if there are too many."""
+def _find_core(probe: _Probe, variables: Sequence[np.ndarray]) -> set[int]:
+    """Elements that interact with many others; no more are sought once there are too many."""
     tried = [
         places if len(places) <= FEW_ELEMENTS else probe.rng.choice(places, N_TRIED, replace=False)
         for places in map(np.ravel, variables)
@@ -102,7 +132,7 @@ def _find_core(probe: _Probe, variables: Sequence[np.ndarray]) -> set[int] | Non
     while outside.any():
         # of what is left, the densest variable or element joins the core
         share = answers[:, outside].mean(axis=1)
-        share[~outside[elements]] = 0.0
+        share[~outside[elements]] = 0.0  # those that have joined
         k = int(share.argmax())
         if share[k] * outside.sum() <= 2 or share[k] <= MAX_SHARE:
             return core
@@ -111,8 +141,8 @@ def _find_core(probe: _Probe, variables: Sequence[np.ndarray]) -> set[int] | Non
         core |= set(joining.tolist())
         outside[joining] = False
         if len(core) > MAX_CORE:
-            return None
-    return None
+            break
+    return core
 
 
 def _find_neighbours(probe: _Probe, core: set[int]) -> list[set[int]] | None:

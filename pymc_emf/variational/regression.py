@@ -23,7 +23,7 @@ __all__ = ["Normal", "Regressed", "regress_scores"]
 
 #: Draws of one batch, at least and for every element.
 MIN_DRAWS, DRAWS_PER_ELEMENT = 64, 2
-MAX_BATCHES = 100
+MAX_BATCHES = 60
 #: Batches whose draws are taken together once the ELBO has stopped rising, and how many draws.
 MAX_POOLED, MAX_POOLED_DRAWS = 8, 20_000
 #: While it rises they are, too, so many before each, if the log weights vary by no more than this

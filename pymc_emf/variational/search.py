@@ -1,6 +1,6 @@
 """Candidates for a start, and the best of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,7 +10,6 @@ import pytensor
 
 from pymc_emf.engine.stopping import EXACT, rounding_hides
 from pymc_emf.layers.base import Framed
-from pymc_emf.layers.gates import gate_parameter
 from pymc_emf.layers.presets import DENSE_LIMIT
 from pymc_emf.layers.sparse_affine import SparseAffine
 from pymc_emf.variational.importance import average, log_ratio, standard_deviation
@@ -98,10 +97,18 @@ class Search:
     values : sequence of array
         Of all variables.
     rng : Generator
+    closed : set of int
+        Elements that normal approximations are to have in value space.
     """
 
-    def __init__(self, objective: Objective, values: Values, rng: np.random.Generator):
-        self.objective, self.values, self.rng = objective, list(values), rng
+    def __init__(
+        self,
+        objective: Objective,
+        values: Values,
+        rng: np.random.Generator,
+        closed: Set[int] = frozenset(),
+    ):
+        self.objective, self.values, self.rng, self.closed = objective, list(values), rng, closed
         self.gates = objective.own(values, objective.structured.parameters)
 
     def run(
@@ -186,11 +193,15 @@ class Search:
         self, layer: Framed, starts: np.ndarray, start: np.ndarray | None
     ) -> dict[str, Candidate]:
         """Normal approximations from the prior and from the best modes found."""
-        score = self._score(self.gates)
-        first = np.zeros(self.objective.size) if start is None else start
         if not layer.dense and not isinstance(layer, SparseAffine):
-            return self._low_rank(layer, score, starts)
-        family = _family(layer)
+            return self._low_rank(layer, self._score(self.gates), starts)
+        gates = self._with_gates(self.closed, CLOSED)
+        score, family = self._score(gates), _family(layer)
+        first = np.zeros(self.objective.size) if start is None else start
+        if self.closed:  # in value space zero may be far from the prior
+            starts = self._value_of(first)[None]
+            modes = find_modes(Energy(score), list(starts), 1)
+            first = modes[0].point if modes else starts[0]
         found = {"scores": regress_scores(score, first, 1.0, self.rng, family)}
         if isinstance(layer, SparseAffine) and np.isfinite(found["scores"].elbo):
             modes = []  # those of many elements and their common scales have next to no mass
@@ -202,10 +213,27 @@ class Search:
             name = f"mode {len(found)}" if len(found) > 1 else "mode"
             found[name] = regress_scores(score, mode.point, MODE_SCALE, self.rng, family)
         return {
-            name: _candidate(layer, regressed, self.gates)
+            name: _candidate(layer, regressed, gates)
             for name, regressed in found.items()
             if np.isfinite(regressed.elbo)
         }
+
+    def _with_gates(self, elements: Set[int], gate: float) -> list[np.ndarray]:
+        """Values of the structured layer's parameters, with some gates set."""
+        structured = self.objective.structured
+        n_own = len(structured.own_parameters)
+        own = structured.with_gates(self.gates[:n_own], set(elements), gate)
+        return [*own, *self.gates[n_own:]]  # the model's own parameters stay
+
+    def _value_of(self, noise: np.ndarray) -> np.ndarray:
+        """Noise of the same point, with some gates closed."""
+        _, target_values = self.objective.split(self.values)
+        point = noise[None].astype(pytensor.config.floatX)
+        value, _, _ = self.objective.target.evaluate_many(target_values, point)
+        places = list(self.closed)
+        moved = noise.copy()
+        moved[places] = np.where(np.isfinite(value[0]), value[0], 0.0)[places]
+        return moved
 
     def _low_rank(self, layer: Framed, score: ScoreFn, starts: np.ndarray) -> dict[str, Candidate]:
         modes = find_modes(Energy(score), list(starts), 1)
@@ -218,9 +246,7 @@ class Search:
     def _bypassed(self, layer: Framed, best: Values) -> dict[str, Candidate]:
         """The normal approximation with closed gates, from where another one is."""
         objective = self.objective
-        n_own = len(objective.structured.own_parameters)
-        closed = [np.full_like(gate, gate_parameter(CLOSED)) for gate in self.gates]
-        closed[n_own:] = self.gates[n_own:]  # the model's own parameters stay
+        closed = self._with_gates(objective.structured.gated_elements, CLOSED)
         centre = objective.structured_noise_of(best, np.zeros_like(self._draws[:1]))
         points, _, _ = objective.target.evaluate_many(objective.split(best)[1], centre)
         if not np.isfinite(points).all():

@@ -82,7 +82,9 @@ def find_start(
 
     limits = N_THREADS_OF_FEW if objective.size <= MANY else None
     with threadpool_limits(limits, user_api="blas"):
-        values, report = Search(objective, values, rng).run(noise, log_density, start)
+        values, report = Search(objective, values, rng, prepared.closed).run(
+            noise, log_density, start
+        )
     gate_rates = _gate_rates(_gate_sensitivity(objective, values, rng), report.sd)
     return Started(values, report, gate_rates, time.perf_counter() - begin)
 
