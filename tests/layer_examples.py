@@ -34,6 +34,20 @@ def low_rank_spread():
     return np.arange(1.0, SIZE + 1), coefficients, directions, np.array([0.2, 3.0])
 
 
+def sparse():
+    """Two elements of the core, a chain of two and one alone."""
+    return emf.eliminate([set(), {4}, set(), set(), {1}], core=[2, 3])
+
+
+def sparse_spread():
+    """Scales, coefficients, slopes and the factor of the core."""
+    rng = np.random.default_rng(4)
+    order = sparse()
+    coefficients = np.where(order.rounds[-1].parents.ravel() >= 0, 0.7, 0.0)
+    factor = np.array([[2.0, 0.0], [-1.0, 0.5]])
+    return np.array([0.5, 2.0, 3.0]), coefficients, rng.normal(size=(3, 2)), factor
+
+
 LAYERS = {
     "Affine": lambda: emf.Affine(SIZE),
     "Affine framed": lambda: framed(emf.Affine(SIZE), cholesky()),
@@ -43,6 +57,9 @@ LAYERS = {
     "MaskedAutoregressive": masked,
     "MaskedAutoregressive reversed": lambda: masked(reverse=True),
     "MaskedAutoregressive one hidden": lambda: masked(hidden=(4,)),
+    "SparseAffine": lambda: framed(emf.SparseAffine(sparse()), *sparse_spread()),
+    "Subset": lambda: emf.Subset(masked(2), [3, 1], size=SIZE),
+    "Subset of an affine layer": lambda: emf.Subset(emf.LowerTriangular(3), [0, 4, 2], size=SIZE),
     "Coupling": lambda: emf.Coupling(SIZE, [3, 1], hidden=(8,), dtype="float64", random_seed=0),
     "Permutation": lambda: emf.Permutation([3, 1, 4, 0, 2]),
     "Spline": lambda: emf.Spline(SIZE, bound=2.0, knots=5),
@@ -53,7 +70,7 @@ LAYERS = {
 }
 
 #: Those with a frame.
-FRAMED = ["Affine framed", "LowRank", "LowerTriangular framed"]
+FRAMED = ["Affine framed", "LowRank", "LowerTriangular framed", "SparseAffine"]
 
 
 def perturb(layer, seed=1, scale=0.5):

@@ -148,7 +148,7 @@ def _find_core(probe: _Probe, variables: Sequence[np.ndarray]) -> set[int]:
 def _find_neighbours(probe: _Probe, core: set[int]) -> list[set[int]] | None:
     """Elements outside of the core with which each of them interacts; None if with too many."""
     size = len(probe.point)
-    others = np.array([i for i in range(size) if i not in core])
+    others = np.array([i for i in range(size) if i not in core], dtype=np.intp)
     n_colors = int(np.clip(len(others) // 16, MIN_COLORS, MAX_COLORS))
     deals: list[tuple[np.ndarray, np.ndarray]] = []
     pairs = None

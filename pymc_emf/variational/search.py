@@ -18,15 +18,13 @@ from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.regression import Normal, Regressed, ScoreFn, regress_scores
 from pymc_emf.variational.sparse_normal import SparseNormal
 
-__all__ = ["MANY", "N_THREADS_OF_FEW", "Search", "WarmStart", "framed_layer"]
+__all__ = ["Search", "WarmStart", "framed_layer"]
 
 #: Starts of the search for modes, and how many of the modes become candidates: of a model of few
 #: elements, and of many.
 N_STARTS, N_STARTS_OF_MANY = 12, 4
 N_MODES, N_MODES_OF_MANY = 3, 1
 MANY = 100
-#: Threads of the linear algebra of few elements, for which more would only wait for each other.
-N_THREADS_OF_FEW = 1
 #: Scale of the first draws around a mode.
 MODE_SCALE = 0.1
 N_RANKING_DRAWS = 1000

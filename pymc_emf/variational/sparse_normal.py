@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scipy.linalg import solve_triangular
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from pymc_emf.layers.elimination import Elimination, Round
 
@@ -103,22 +103,31 @@ class SparseNormal:
         centred = points - self.loc
         core, others = centred[:, order.core], centred[:, order.others]
         core_scores, other_scores = scores[:, order.core], scores[:, order.others]
-        common, triangle = np.linalg.qr(np.column_stack([np.ones(len(core)), core]))
+        white = solve_triangular(self.factor, core.T, lower=True).T
+        common = np.column_stack([np.ones(len(core)), white])
+        gram = common.T @ common
+        gram[np.diag_indices(len(gram))] *= 1 + RIDGE
+        root = cho_factor(gram)
 
-        def beside_core(x):
-            return x - common @ (common.T @ x)
+        def on_core(x):
+            return cho_solve(root, common.T @ x)
 
-        own = beside_core(others)
-        slopes = _least_squares(own, beside_core(other_scores), neighbours)
+        own = others - common @ on_core(others)
+        rest_of_scores = other_scores - common @ on_core(other_scores)
+        slopes = _least_squares(own, rest_of_scores, neighbours)
         explained = others * slopes[:, 0]
         for k, column in enumerate(neighbours.T, start=1):
             explained += np.where(column >= 0, others[:, column] * slopes[:, k], 0.0)
-        on_core = solve_triangular(triangle, common.T @ (other_scores - explained))
+        mean, in_core = self._in_core(on_core(other_scores - explained))
         # the core's own scores, once what the others add to them is taken off
-        rest = core_scores - others @ on_core[1:].T
-        core_on_core = solve_triangular(triangle, common.T @ rest)
-        gradient = np.concatenate([core_on_core[0], on_core[0]])[order.back]
-        return _SparseStep(gradient, slopes, on_core[1:].T, core_on_core[1:])
+        core_mean, core_in_core = self._in_core(on_core(core_scores - others @ in_core))
+        gradient = np.concatenate([core_mean, mean])[order.back]
+        return _SparseStep(gradient, slopes, in_core, core_in_core)
+
+    def _in_core(self, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Intercepts, and slopes in the core itself, from those in whitened coordinates."""
+        slopes = solve_triangular(self.factor, found[1:], lower=True, trans="T")
+        return found[0], slopes.T
 
 
 def _least_squares(x: np.ndarray, y: np.ndarray, neighbours: np.ndarray) -> np.ndarray:

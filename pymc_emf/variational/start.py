@@ -15,7 +15,7 @@ from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.options import GATE_LEARNING_RATE, LEARNING_RATE
 from pymc_emf.variational.points import evaluate_prior, point_in_noise, user_point
 from pymc_emf.variational.prepare import Prepared
-from pymc_emf.variational.search import MANY, N_THREADS_OF_FEW, Search, WarmStart, framed_layer
+from pymc_emf.variational.search import Search, WarmStart, framed_layer
 
 __all__ = ["Started", "find_start", "rates_of"]
 
@@ -80,8 +80,8 @@ def find_start(
             values, report = Search(objective, values, rng).at(layer, start)
         return Started(values, report, None, time.perf_counter() - begin)
 
-    limits = N_THREADS_OF_FEW if objective.size <= MANY else None
-    with threadpool_limits(limits, user_api="blas"):
+    # JAX's threads and those of the linear algebra would wait for each other
+    with threadpool_limits(1, user_api="blas"):
         values, report = Search(objective, values, rng, prepared.closed).run(
             noise, log_density, start
         )

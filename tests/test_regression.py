@@ -1,0 +1,252 @@
+"""Normal approximations by regression of scores, and the structure of sparse ones."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pymc_emf as emf
+
+from pymc_emf.layers.elimination import dense
+from pymc_emf.variational.probing import find_structure
+from pymc_emf.variational.regression import regress_scores
+from pymc_emf.variational.sparse_normal import SparseNormal
+
+
+def normal_score(mean, precision):
+    """Log density, unnormalised, and score of a normal."""
+
+    def score(points):
+        scores = np.stack([-(precision * (x - mean)).sum(axis=1) for x in points])
+        return ((points - mean) * scores).sum(axis=1) / 2, scores
+
+    return score
+
+
+def evidence(precision):
+    return (len(precision) * np.log(2 * np.pi) - np.linalg.slogdet(precision)[1]) / 2
+
+
+# --- any covariance ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scales", [(1.0, 1.0, 1.0), (1e5, 1e-3, 1.0), (1e-6, 1e2, 1e6)])
+@pytest.mark.parametrize("correlation", [0.0, 0.99])
+def test_normal_of_any_scale_and_correlation(scales, correlation):
+    base = np.array([[1, correlation, 0], [correlation, 1, 0], [0, 0, 2.0]])
+    cholesky = np.diag(scales) @ np.linalg.cholesky(base)
+    inverse, mean = np.linalg.inv(cholesky), np.array(scales) * [3.0, -2.0, 1.0]
+    score = normal_score(mean, inverse.T @ inverse)
+    found = regress_scores(score, np.zeros(3), 1.0, np.random.default_rng(0))
+    loc, factor = found.normal
+    # in units of the distribution itself
+    whitened = inverse @ factor
+    np.testing.assert_allclose(inverse @ (loc - mean), 0.0, atol=1e-3)
+    np.testing.assert_allclose(whitened @ whitened.T, np.eye(3), atol=1e-3)
+    assert (np.diag(factor) > 0).all()
+    assert np.allclose(factor, np.tril(factor))
+    assert found.sd < 1e-3
+    assert found.elbo == pytest.approx(-np.linalg.slogdet(inverse)[1] + 1.5 * np.log(2 * np.pi))
+
+
+def test_the_best_normal_of_another_density():
+    """A Gumbel density of noise, whose best normal has a known mean and scale."""
+
+    def score(points):
+        return (points - np.exp(points)).sum(axis=1), 1 - np.exp(points)
+
+    found = regress_scores(score, np.full(2, 4.0), 1.0, np.random.default_rng(0))
+    # E exp(x) = 1 at the optimum of the mean, and the precision is E exp(x)
+    loc, factor = found.normal
+    np.testing.assert_allclose(loc, -0.5, atol=0.2)
+    np.testing.assert_allclose(factor, np.eye(2), atol=0.2)
+    assert found.elbo == pytest.approx(2 * (-0.5 - 1 + 0.5 * np.log(2 * np.pi) + 0.5), abs=0.1)
+
+
+def test_a_density_that_is_finite_on_one_side_only():
+    def score(points):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (3 * np.log(points) - points).sum(axis=1), 3 / points - 1
+
+    rng = np.random.default_rng(0)
+    found = regress_scores(score, np.full(2, 3.0), 1.0, rng)
+    assert np.isfinite(found.elbo)
+    np.testing.assert_allclose(found.normal.loc, 4.0, atol=1.5)
+    nowhere = regress_scores(score, np.full(2, -3.0), 1.0, rng)
+    assert (nowhere.elbo, nowhere.sd) == (-np.inf, np.inf)
+
+
+def test_holds():
+    score = normal_score(np.zeros(2), np.diag([1.0, 100.0]))
+    normal = regress_scores(score, np.ones(2), 1.0, np.random.default_rng(0)).normal
+    assert normal.holds(np.array([2.0, 0.1]))
+    assert not normal.holds(np.array([2.0, 2.0]))
+
+
+# --- few interactions --------------------------------------------------------------------------
+
+
+def band(size=120):
+    precision = 2.2 * np.eye(size) - np.eye(size, k=1) - np.eye(size, k=-1)
+    return 50 * precision, [np.arange(size)]
+
+
+def groups(n=60, n_common=3):
+    """Pairs of elements, and elements common to all of them."""
+    rng = np.random.default_rng(0)
+    size = n_common + 2 * n
+    precision = np.eye(size)
+    precision[:n_common, n_common:] = rng.normal(size=(n_common, 2 * n))
+    precision[n_common:, :n_common] = precision[:n_common, n_common:].T
+    precision[:n_common, :n_common] = 200 * np.eye(n_common)
+    first = n_common + np.arange(n)
+    second = first + n
+    precision[first, first], precision[second, second] = 5.0, 9.0
+    precision[first, second] = precision[second, first] = 2.0
+    return precision, [np.arange(n_common), first, second]
+
+
+def grid(side=12):
+    size = side * side
+    place = np.arange(size).reshape(side, side)
+    precision = 0.1 * np.eye(size)
+    for a, b in ((place[1:], place[:-1]), (place[:, 1:], place[:, :-1])):
+        for i, j in zip(a.ravel(), b.ravel(), strict=True):
+            precision[i, j] = precision[j, i] = -1.0
+            precision[i, i] += 1
+            precision[j, j] += 1
+    return precision, [np.arange(size)]
+
+
+def structure_of(precision, variables, gated=frozenset()):
+    score = normal_score(np.zeros(len(precision)), precision)
+    return find_structure(lambda closed: score, len(precision), variables, set(gated))
+
+
+@pytest.mark.parametrize("make", [band, groups, grid])
+def test_structure_and_normal(make):
+    """What interacts is found, and one regression on it is exact."""
+    precision, variables = make()
+    order, closed = structure_of(precision, variables)
+    assert not closed
+    assert order.n_numbers < 0.6 * len(precision) ** 2 / 2
+    others = order.others
+    found = {
+        (others[i], others[j]) for i, row in enumerate(order.neighbours) for j in row[row >= 0]
+    }
+    rows, columns = np.nonzero(np.triu(precision, 1))
+    core = set(order.core)
+    expected = {
+        pair
+        for i, j in zip(rows, columns, strict=True)
+        for pair in ((i, j), (j, i))
+        if not core & set(pair)
+    }
+    assert expected <= found
+    assert len(found) < len(expected) + 10
+    mean = np.random.default_rng(1).normal(size=len(precision))
+    family = partial(SparseNormal.isotropic, order=order)
+    result = regress_scores(
+        normal_score(mean, precision), np.zeros(len(mean)), 1.0, np.random.default_rng(2), family
+    )
+    assert result.sd < 1e-4
+    assert result.elbo == pytest.approx(evidence(precision), abs=1e-4)
+    # the layer is the same map as the normal
+    normal = result.normal
+    layer = emf.SparseAffine(order)
+    values = layer.set_frame([], normal.loc, *normal.spread)
+    for variable, value in zip(layer.variables, values, strict=True):
+        variable.set_value(value)
+    noise = np.random.default_rng(3).normal(size=(4, len(mean)))
+    drawn, log_det = emf.compile(layer).forward(noise)
+    np.testing.assert_allclose(drawn, normal.place(noise), rtol=1e-10)
+    np.testing.assert_allclose(log_det, normal.log_det, rtol=1e-10)
+
+
+def test_pull_is_the_transpose_of_place():
+    precision, variables = groups(20)
+    order, _ = structure_of(precision, variables)
+    rng, size = np.random.default_rng(0), len(precision)
+    score = normal_score(np.zeros(size), precision)
+    family = partial(SparseNormal.isotropic, order=order)
+    normal = regress_scores(score, rng.normal(size=size), 1.0, rng, family).normal
+    noise, slope = rng.normal(size=(2, size))
+    moved = normal.place(noise[None])[0] - normal.loc
+    assert slope @ moved == pytest.approx(normal.pull(slope) @ noise)
+
+
+def test_where_most_interact():
+    size = 40
+    precision = np.eye(size) + 0.01
+    order, closed = structure_of(precision, [np.arange(size)], gated=range(size))
+    assert order.core.tolist() == list(range(size)) and not closed
+    result = regress_scores(
+        normal_score(np.ones(size), precision),
+        np.zeros(size),
+        1.0,
+        np.random.default_rng(0),
+        partial(SparseNormal.isotropic, order=order),
+    )
+    assert result.elbo == pytest.approx(evidence(precision), abs=1e-4)
+
+
+def test_a_series_is_taken_in_value_space():
+    precision, (series,) = band(600)
+    size = len(precision) + 1
+    near = np.eye(size)
+    near[1:, 1:] = precision
+    steps = np.tri(size - 1)
+    far = np.eye(size)
+    far[1:, 1:] = steps.T @ precision @ steps  # of sums
+
+    def score_with(closed):
+        assert closed in (set(), set(range(1, size)))
+        return normal_score(np.zeros(size), near if closed else far)
+
+    found = find_structure(score_with, size, [np.array([0]), series + 1], set(range(1, size)))
+    assert found.closed == set(range(1, size))
+    assert found.order.neighbours.shape[1] == 2
+    ungated = find_structure(score_with, size, [np.array([0]), series + 1], set())
+    assert len(ungated.order.core) == size and not ungated.closed
+
+
+def test_no_structure_where_scores_are_not_finite():
+    def score(points):
+        return np.full(len(points), -np.inf), np.full(points.shape, np.nan)
+
+    assert find_structure(lambda closed: score, 5, [np.arange(5)], set()) is None
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 30), st.integers(0, 60), st.integers(0, 2**31))
+def test_any_graph_can_be_eliminated(size, n_edges, seed):
+    """The factor of any sparse precision matrix has the entries that are provided for."""
+    rng = np.random.default_rng(seed)
+    precision = np.eye(size) * (size + 1.0)
+    neighbours = [set() for _ in range(size)]
+    for i, j in rng.integers(size, size=(n_edges, 2)):
+        if i != j:
+            precision[i, j] = precision[j, i] = rng.uniform(-1, 1)
+            neighbours[i].add(int(j))
+            neighbours[j].add(int(i))
+    order = emf.eliminate(neighbours)
+    assert sorted([*order.core, *order.others]) == list(range(size))
+    assert emf.Elimination.from_lists(*order.to_lists()).to_lists() == order.to_lists()
+    # drawn in this order, each given those before: the factor of the reversed precision
+    position = [*order.core, *order.others]
+    reversed_precision = precision[np.ix_(position, position)][::-1, ::-1]
+    factor = np.linalg.cholesky(reversed_precision)[::-1, ::-1]
+    n_core = len(order.core)
+    for round in order.rounds:
+        for i, parents in enumerate(round.parents, start=round.first):
+            allowed = {*range(n_core), n_core + i, *(n_core + parents[parents >= 0])}
+            present = set(np.flatnonzero(np.abs(factor[:, n_core + i]) > 1e-12))
+            assert present <= allowed
+
+
+def test_dense_order():
+    order = dense(3)
+    assert (order.size, order.n_coefficients, order.rounds) == (3, 0, ())
