@@ -96,7 +96,7 @@ def test_nothing_is_compiled_again():
             counts.append(len(compiled))
     finally:
         jax.monitoring.clear_event_listeners()
-    assert counts[0] > 3
+    assert counts[0] > 2
     assert counts[1] == counts[2] == counts[0]
 
 

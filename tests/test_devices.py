@@ -62,6 +62,6 @@ def test_bad_devices():
         with pytest.raises(TypeError, match="devices must be JAX devices"):
             method.fit(10, devices=["cpu"])
         with pytest.raises(ValueError, match="make it a multiple of 3"):
-            method.fit(10, devices=jax.devices()[:1] * 3)
+            method.fit(10, obj_n_mc=50, devices=jax.devices()[:1] * 3)
         with pytest.raises(TypeError, match="devices needs the JAX engine"):
             method.fit(10, devices=jax.devices(), backend="numba")

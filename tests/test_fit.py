@@ -158,9 +158,8 @@ class TestResult:
         assert gates["mu"].shape == ()
 
     def test_hist(self, scale_approx):
-        assert scale_approx.hist.shape == (2000,)
         assert np.isfinite(scale_approx.hist).all()
-        assert scale_approx.stopping == ("steps", 2000)
+        assert scale_approx.stopping == ("converged", len(scale_approx.hist))
 
     def test_an_exact_start_leaves_nothing_to_do(self, approx):
         assert approx.warm_start.sd < 1e-6
@@ -390,12 +389,13 @@ class TestFit:
         """Stops well before the end, as good as one that does not, and says so."""
         method = emf.EMFApprox(positive_scale(), random_seed=0)
         with caplog.at_level(logging.INFO, logger="pymc_emf"):
-            approx = method.fit(50_000, tol=0.01, **quiet)
+            approx = method.fit(50_000, **quiet)
         reason, step = approx.stopping
         assert reason == "converged"
-        assert 2000 < step == approx.hist.size <= 10_000
+        assert 300 <= step == approx.hist.size <= 5_000
         assert "the ELBO no longer rises" in caplog.text
-        assert method.fit(2000, tol=0.0, **quiet).stopping.step <= 2000
+        assert method.fit(400, tol=0.0, **quiet).stopping.step <= 400
+        assert method.fit(400, tol=None, **quiet).stopping == ("steps", 400)
 
     def test_another_fit_compiles_no_second_loop(self):
         method = emf.EMFApprox(positive_scale(), layers="affine", random_seed=0)

@@ -7,7 +7,9 @@ import numpy as np
 __all__ = ["EXACT", "Stopping", "divergence_left", "has_plateaued", "is_exact", "rounding_hides"]
 
 #: The latest losses are compared with as many before: this share of all, and no fewer than so many.
-SHARE, WINDOW = 4, 300
+SHARE, WINDOW = 4, 400
+#: Standard errors by which a rise must exceed zero to be one: few, as they are asked often.
+CERTAINTY = 0.5
 #: Estimated divergence from the posterior, in nats, below which there is nothing left to learn.
 EXACT = 1e-6
 
@@ -31,7 +33,7 @@ class Stopping(NamedTuple):
 
 
 def has_plateaued(losses: np.ndarray, tol: float) -> bool:
-    """Whether losses no longer fall by more than ``tol``, or by more than their Monte Carlo error.
+    """Whether losses no longer fall by more than ``tol``, or half of their Monte Carlo error.
 
     Compares the last quarter with the quarter before.
 
@@ -49,7 +51,7 @@ def has_plateaued(losses: np.ndarray, tol: float) -> bool:
     if not (np.isfinite(earlier).all() and np.isfinite(latest).all()):
         return False
     se = np.sqrt((earlier.var(ddof=1) + latest.var(ddof=1)) / window)
-    return bool(earlier.mean() - latest.mean() < max(tol, se))
+    return bool(earlier.mean() - latest.mean() < max(tol, CERTAINTY * se))
 
 
 def divergence_left(losses: np.ndarray, n_draws: int) -> float:

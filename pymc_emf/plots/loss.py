@@ -8,7 +8,6 @@ import arviz_stats  # noqa: F401 (adds the accessor azstats to xarray's classes)
 import numpy as np
 import xarray as xr
 
-from pymc_emf.engine.stopping import WINDOW
 from pymc_emf.plots.common import (
     POSTERIOR,
     add_legend,
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
     from pymc_emf.variational.approximation import EMFApproximation
 
 __all__ = ["plot_loss"]
+
+#: Steps over which the trend is the median, at most.
+MAX_WINDOW = 1000
 
 #: Loss axes do not zoom in on less, in nats: what remains there is rounding.
 MIN_SPAN = 1e-3
@@ -90,7 +92,7 @@ def plot_loss(
     if not finite.any():
         raise ValueError("There are no losses to plot: fit with score=True, which records them.")
     if window is None:
-        window = min(WINDOW, n // 20)
+        window = min(MAX_WINDOW, n // 20)
     window = min(max(window, 1), n)
     shown = xr.DataArray(np.where(finite, losses, np.nan), dims="step", name="loss")
     trend = shown.to_series().rolling(window, center=True, min_periods=1).median().to_numpy()

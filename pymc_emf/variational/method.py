@@ -292,10 +292,13 @@ class EMFApprox(Inference):
         return approx
 
     def refine(self, n: int, progressbar: bool = True, **kwargs: Any) -> None:
-        """Continue a fit by ``n`` steps, from what was learnt."""
+        """Continue a fit by ``n`` steps, from what was learnt.
+
+        Takes the arguments of :meth:`fit`; without ``tol`` all steps run.
+        """
         if self._kept.started is None:
             raise TypeError("Need to call `.fit` first")
-        self.fit(n, progressbar=progressbar, **kwargs)
+        self.fit(n, progressbar=progressbar, **{"tol": None} | kwargs)
 
     def _checkpoint(self, ask: FitOptions) -> Checkpoint:
         assert ask.checkpoint is not None

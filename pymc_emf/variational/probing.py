@@ -80,7 +80,7 @@ def find_structure(
         if probe is None:
             return None
         core = _find_core(probe, variables)
-        if len(core) <= MAX_CORE:
+        if len(core) <= min(MAX_CORE, size - 1):
             neighbours = _find_neighbours(probe, core)
             if neighbours is not None:
                 order = eliminate(neighbours, core)
