@@ -76,9 +76,11 @@ def _coupling(shape: Shape, rng: np.random.Generator) -> list[Bijection]:
 def _sparse(size: int, order: Elimination, rng: np.random.Generator) -> list[Bijection]:
     # The core, on which all others depend, gets the layers of a small model.
     core = order.core
-    if not 0 < len(core) < size:
+    if not len(core):
         return [SparseAffine(order)]
     own = [Spline(len(core)), *_autoregressive(len(core), rng)]
+    if len(core) == size:
+        return [*own, SparseAffine(order)]
     steering = Coupling(size, core, random_seed=rng)
     return [*(Subset(layer, core, size) for layer in own), steering, SparseAffine(order)]
 

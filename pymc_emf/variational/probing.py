@@ -17,7 +17,7 @@ MAX_SHARE = 0.1
 #: The core is no larger, and the factor no fuller: a dense one would serve as well.
 MAX_CORE, MAX_FILL = 500, 0.3
 #: A longer vector gets no dense factor.
-MAX_DENSE = 1500
+MAX_DENSE = 600
 #: Colours by which the others are tried together, and how often they are dealt anew.
 MIN_COLORS, MAX_COLORS, MAX_DEALS = 32, 256, 8
 #: Candidates that are looked at together.

@@ -24,8 +24,10 @@ __all__ = ["Normal", "Regressed", "regress_scores"]
 #: Draws of one batch, at least and for every element.
 MIN_DRAWS, DRAWS_PER_ELEMENT = 64, 2
 MAX_BATCHES = 60
+#: Of many elements they are fewer: draws times squared elements of all batches, but so many.
+MAX_WORK, FEWEST_BATCHES = 2e10, 10
 #: Batches whose draws are taken together once the ELBO has stopped rising, and how many draws.
-MAX_POOLED, MAX_POOLED_DRAWS = 8, 20_000
+MAX_POOLED, MAX_POOLED_DRAWS = 8, 10_000
 #: While it rises they are, too, so many before each, if the log weights vary by no more than this
 #: for each square root of an element, in nats.
 MOVING_POOL, NEAR = 3, 0.3
@@ -55,6 +57,10 @@ class Family(Protocol):
     @property
     def n_draws(self) -> int:
         """Draws that determine the regression."""
+
+    @property
+    def n_coefficients(self) -> int:
+        """Elements on which each score is regressed together."""
 
     def place(self, noise: np.ndarray) -> np.ndarray:
         """Draws from noise, both of shape (draws, size)."""
@@ -103,6 +109,10 @@ class Normal(NamedTuple):
     @property
     def n_draws(self) -> int:
         return DRAWS_PER_ELEMENT * (len(self.loc) + 1)
+
+    @property
+    def n_coefficients(self) -> int:
+        return len(self.loc)
 
     def place(self, noise: np.ndarray) -> np.ndarray:
         """Draws from noise of shape (draws, size)."""
@@ -193,7 +203,8 @@ def regress_scores(
     trust, pool, settled = FIRST_TRUST, [now], 0
     most = min(MAX_POOLED, max(MAX_POOLED_DRAWS // n_draws, 2))
     step = _regress(now.normal, pool)
-    for _ in range(MAX_BATCHES):
+    work = n_draws * normal.n_coefficients**2
+    for _ in range(int(np.clip(MAX_WORK / work, FEWEST_BATCHES, MAX_BATCHES))):
         new = _sample(score, step.move(now.normal, trust), n_draws, rng)
         gain, se = new.elbo - now.elbo, np.hypot(new.se, now.se)
         if not gain > -2 * se or new.sd > max(3 * now.sd, 1.0):

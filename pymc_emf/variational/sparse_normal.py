@@ -62,7 +62,11 @@ class SparseNormal:
     @property
     def n_draws(self) -> int:
         """Draws that determine the regression."""
-        return 2 * (len(self.order.core) + self.order.neighbours.shape[1] + 2)
+        return 2 * self.n_coefficients
+
+    @property
+    def n_coefficients(self) -> int:
+        return len(self.order.core) + self.order.neighbours.shape[1] + 2
 
     def holds(self, point: np.ndarray) -> bool:
         """Whether a point is no further out than draws are."""
