@@ -228,7 +228,8 @@ def million_rows(rows: int = 1_000_000, predictors: int = 10, batch: int = 2000)
     """Logistic regression by minibatches."""
     rng = np.random.default_rng(10)
     x = rng.normal(size=(rows, predictors))
-    y = (rng.random(rows) < 1 / (1 + np.exp(-x @ rng.normal(size=predictors)))).astype(int)
+    p = 1 / (1 + np.exp(-x @ rng.normal(size=predictors)))
+    y = (rng.random(rows) < p).astype(float)
     with pm.Model() as model:
         some_x, some_y = pm.Minibatch(x, y, batch_size=batch)
         beta = pm.Normal("beta", 0, 1, shape=predictors)

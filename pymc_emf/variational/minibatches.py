@@ -15,7 +15,7 @@ __all__ = ["Minibatches"]
 MAX_ROWS_TIMES_DRAWS = 200_000_000
 MAX_NUMBERS_CHECKED, MIN_DRAWS = 20_000_000, 100
 #: Rows of data from which a start is searched.
-MAX_SEARCH_ROWS = 50_000
+MAX_SEARCH_ROWS = 2_000_000
 
 
 class Minibatches:
@@ -57,10 +57,18 @@ class Minibatches:
         return [indices[0] for indices in self.all_rows]
 
     @property
-    def for_search(self) -> list[np.ndarray]:
-        """Minibatches of at most 50,000 rows, on which modes are searched."""
-        n_rows = max(indices.shape[1] for indices in self.all_rows)
-        return [indices[: max(MAX_SEARCH_ROWS // n_rows, 1)] for indices in self.all_rows]
+    def n_rows(self) -> int:
+        """Number of rows of the longest data, zero without minibatches."""
+        return max((n_rows for n_rows, _ in self._shapes), default=0)
+
+    @property
+    def for_search(self) -> tuple[list[np.ndarray], np.ndarray]:
+        """Minibatches, on which a start is sought, and their weights: of all rows if affordable."""
+        if self.n_rows <= MAX_SEARCH_ROWS:
+            return self.weighted
+        size = max(indices.shape[1] for indices in self.all_rows)
+        some = [indices[: max(MAX_SEARCH_ROWS // size, 1)] for indices in self.all_rows]
+        return some, np.full(len(some[0]), 1 / len(some[0]))
 
     @cached_property
     def weighted(self) -> tuple[list[np.ndarray], np.ndarray]:

@@ -19,7 +19,7 @@ MAX_CORE, MAX_FILL = 500, 0.3
 #: A longer vector gets no dense factor.
 MAX_DENSE = 600
 #: Colours by which the others are tried together, and how often they are dealt anew.
-MIN_COLORS, MAX_COLORS, MAX_DEALS = 32, 256, 8
+MIN_COLORS, MAX_COLORS, MAX_DEALS = 32, 128, 8
 #: Candidates that are looked at together.
 MAX_CANDIDATES = 5_000_000
 #: Standard deviation of the points and of the moves.
@@ -149,7 +149,7 @@ def _find_neighbours(probe: _Probe, core: set[int]) -> list[set[int]] | None:
     """Elements outside of the core with which each of them interacts; None if with too many."""
     size = len(probe.point)
     others = np.array([i for i in range(size) if i not in core], dtype=np.intp)
-    n_colors = int(np.clip(len(others) // 16, MIN_COLORS, MAX_COLORS))
+    n_colors = int(np.clip(len(others) // 32, MIN_COLORS, MAX_COLORS))
     deals: list[tuple[np.ndarray, np.ndarray]] = []
     pairs = None
     for _ in range(MAX_DEALS):

@@ -175,6 +175,7 @@ def regress_scores(
     scale: float,
     rng: np.random.Generator,
     isotropic: Callable[[np.ndarray, float], Any] = Normal.isotropic,
+    to_beat: float = -np.inf,
 ) -> Regressed:
     """Move a normal until its ELBO no longer rises.
 
@@ -189,6 +190,8 @@ def regress_scores(
     rng : Generator
     isotropic : callable
         The normal of a mean and a scale, of the family that is wanted.
+    to_beat : float
+        ELBO that another normal has: give up once this is out of reach.
     """
     size = len(loc)
     for _ in range(MAX_SHRINKAGE):
@@ -204,7 +207,8 @@ def regress_scores(
     most = min(MAX_POOLED, max(MAX_POOLED_DRAWS // n_draws, 2))
     step = _regress(now.normal, pool)
     work = n_draws * normal.n_coefficients**2
-    for _ in range(int(np.clip(MAX_WORK / work, FEWEST_BATCHES, MAX_BATCHES))):
+    n_batches = int(np.clip(MAX_WORK / work, FEWEST_BATCHES, MAX_BATCHES))
+    for i in range(n_batches):
         new = _sample(score, step.move(now.normal, trust), n_draws, rng)
         gain, se = new.elbo - now.elbo, np.hypot(new.se, now.se)
         if not gain > -2 * se or new.sd > max(3 * now.sd, 1.0):
@@ -220,7 +224,8 @@ def regress_scores(
         kept = most if settled else MOVING_POOL * (new.sd < NEAR * np.sqrt(size))
         pool = [*pool[len(pool) - min(kept, len(pool)) :], new]
         now, trust = new, min(1.5 * trust, MAX_TRUST)
-        if settled >= most:
+        hopeless = i > FEWEST_BATCHES and now.elbo + (n_batches - i) * max(gain, 0.0) < to_beat
+        if settled >= most or hopeless:
             break
         step = _regress(now.normal, pool)
     return Regressed(now.normal, now.elbo, now.sd)

@@ -21,9 +21,9 @@ from pymc_emf.variational.sparse_normal import SparseNormal
 __all__ = ["Search", "WarmStart", "framed_layer"]
 
 #: Starts of the search for modes, and how many of the modes become candidates: of a model of few
-#: elements, and of many.
+#: elements and data; of another one mode.
 N_STARTS, N_STARTS_OF_MANY = 12, 4
-N_MODES, N_MODES_OF_MANY = 3, 1
+N_MODES = 3
 MANY = 100
 #: Scale of the first draws around a mode.
 MODE_SCALE = 0.1
@@ -32,8 +32,9 @@ N_RANKING_DRAWS = 1000
 SAME_ELBO = 1e-3
 #: Where log weights vary by less, in nats, gates need not be closed.
 CLOSE = 1.0
-#: A normal approximation is not sought again from the modes in its bulk where it is as near.
-NEAR = 3.0
+#: A normal approximation whose log weights vary by no more than this, in nats, or by so many for
+#: each square root of an element, is not sought again from modes in its bulk.
+NEAR, NEAR_EACH = 3.0, 0.1
 #: The value of a gate that a candidate has closed.
 CLOSED = 1e-3
 #: Scales at which draws around the user's own point are tried, the largest first.
@@ -144,7 +145,8 @@ class Search:
         return states[chosen], WarmStart(chosen, elbos, _spread_of(found[chosen]))
 
     def _few(self, number: int, number_of_many: int) -> int:
-        return number if self.objective.size <= MANY else number_of_many
+        few = self.objective.size <= MANY and not self.objective.target.is_heavy
+        return number if few else number_of_many
 
     def _state(self, layer: Framed, candidate: Candidate) -> list[np.ndarray]:
         """All values at a candidate."""
@@ -198,23 +200,42 @@ class Search:
         first = np.zeros(self.objective.size) if start is None else start
         if self.closed:  # in value space zero may be far from the prior
             starts = self._value_of(first)[None]
-            modes = find_modes(Energy(score), list(starts), 1)
-            first = modes[0].point if modes else starts[0]
-        found = {"scores": regress_scores(score, first, 1.0, self.rng, family)}
-        if isinstance(layer, SparseAffine) and np.isfinite(found["scores"].elbo):
-            modes = []  # those of many elements and their common scales have next to no mass
+            first = self._modes(score, starts, 1)[0]
+        found: dict[str, Regressed] = {}
+
+        def try_prior() -> None:
+            best = max((known.elbo for known in found.values()), default=-np.inf)
+            found["scores"] = regress_scores(score, first, 1.0, self.rng, family, to_beat=best)
+
+        def try_modes() -> None:
+            for i, point in enumerate(self._modes(score, starts, self._few(N_MODES, 1))):
+                if not any(self._is_near(r) and r.normal.holds(point) for r in found.values()):
+                    name = f"mode {i + 1}" if i else "mode"
+                    found[name] = regress_scores(score, point, MODE_SCALE, self.rng, family)
+
+        if self.objective.target.is_heavy:
+            try_modes()
+            # a common scale of zero is a mode, too, whose normal may be near it
+            if isinstance(layer, SparseAffine) or not any(map(self._is_near, found.values())):
+                try_prior()
         else:
-            modes = find_modes(Energy(score), list(starts), self._few(N_MODES, N_MODES_OF_MANY))
-        for mode in modes:
-            if any(known.sd < NEAR and known.normal.holds(mode.point) for known in found.values()):
-                continue  # where it leads is known
-            name = f"mode {len(found)}" if len(found) > 1 else "mode"
-            found[name] = regress_scores(score, mode.point, MODE_SCALE, self.rng, family)
+            try_prior()
+            # modes of many elements and their common scales have next to no mass
+            if not (isinstance(layer, SparseAffine) and np.isfinite(found["scores"].elbo)):
+                try_modes()
         return {
             name: _candidate(layer, regressed, gates)
             for name, regressed in found.items()
             if np.isfinite(regressed.elbo)
         }
+
+    def _modes(self, score: ScoreFn, starts: np.ndarray, n_modes: int) -> list[np.ndarray]:
+        """Modes, or the first of the starts if none is found."""
+        modes = find_modes(Energy(score), list(starts), n_modes)
+        return [mode.point for mode in modes] or [starts[0]]
+
+    def _is_near(self, regressed: Regressed) -> bool:
+        return regressed.sd < max(NEAR, NEAR_EACH * np.sqrt(self.objective.size))
 
     def _with_gates(self, elements: Set[int], gate: float) -> list[np.ndarray]:
         """Values of the structured layer's parameters, with some gates set."""

@@ -179,8 +179,8 @@ class Target:
     def score_many(self):
         """What a search looks at: the log density at many points of noise, and its derivatives.
 
-        ``score_many(values, noise)`` returns :class:`Scored`. Of a model with minibatches, that
-        of some rows.
+        ``score_many(values, noise)`` returns :class:`Scored`. Of a model with minibatches of
+        very many rows, that of some of them.
         """
         self.rewrite()  # JAX must not trace that
         n_parameters = len(self.structured.parameters)
@@ -199,10 +199,9 @@ class Target:
         def single(values, noise):
             if not self.minibatches:
                 return derive(values, noise, [])
-            each = jax.lax.map(
-                lambda minibatch: derive(values, noise, minibatch), self.minibatches.for_search
-            )
-            return jax.tree.map(lambda x: x.mean(axis=0), each)
+            minibatches, weights = self.minibatches.for_search
+            each = jax.lax.map(lambda minibatch: derive(values, noise, minibatch), minibatches)
+            return jax.tree.map(lambda x: jnp.tensordot(weights.astype(x.dtype), x, axes=1), each)
 
         return batch_jax(single, size=self.batch_size, block=self.block_size)
 
@@ -247,6 +246,11 @@ class Target:
         data = [np.size(v.data) for v in frozen.rvs_to_values.values() if isinstance(v, Constant)]
         data += [np.size(v.get_value(borrow=True)) for v in self.data]
         return self.size + sum(data)
+
+    @property
+    def is_heavy(self) -> bool:
+        """Whether one evaluation takes long enough to count."""
+        return max(self._n_numbers, self.minibatches.n_rows) >= MANY_NUMBERS
 
     @property
     def block_size(self) -> int | None:
