@@ -210,7 +210,7 @@ def test_a_series_is_taken_in_value_space():
     assert found.closed == set(range(1, size))
     assert found.order.neighbours.shape[1] == 2
     ungated = find_structure(score_with, size, [np.array([0]), series + 1], set())
-    assert len(ungated.order.core) == size and not ungated.closed
+    assert ungated is None  # too long for any covariance
 
 
 def test_no_structure_where_scores_are_not_finite():

@@ -208,10 +208,10 @@ class Search:
             found["scores"] = regress_scores(score, first, 1.0, self.rng, family, to_beat=best)
 
         def try_modes() -> None:
-            for i, point in enumerate(self._modes(score, starts, self._few(N_MODES, 1))):
+            names = iter(["mode", *(f"mode {i + 2}" for i in range(N_MODES))])
+            for point in self._modes(score, starts, self._few(N_MODES, 1)):
                 if not any(self._is_near(r) and r.normal.holds(point) for r in found.values()):
-                    name = f"mode {i + 1}" if i else "mode"
-                    found[name] = regress_scores(score, point, MODE_SCALE, self.rng, family)
+                    found[next(names)] = regress_scores(score, point, MODE_SCALE, self.rng, family)
 
         if self.objective.target.is_heavy:
             try_modes()
