@@ -7,7 +7,7 @@ import numpy as np
 __all__ = ["EXACT", "Stopping", "divergence_left", "has_plateaued", "is_exact", "rounding_hides"]
 
 #: The latest losses are compared with as many before: this share of all, and no fewer than so many.
-SHARE, WINDOW = 4, 400
+SHARE, WINDOW = 4, 600
 #: Standard errors by which a rise must exceed zero to be one: few, as they are asked often.
 CERTAINTY = 0.5
 #: Estimated divergence from the posterior, in nats, below which there is nothing left to learn.

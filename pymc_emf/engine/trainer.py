@@ -24,7 +24,7 @@ __all__ = ["Observer", "Run", "Trained", "average", "stop_when_settled", "train"
 
 #: Steps over which the rates fall to zero once the losses have stopped falling: this share of
 #: those that were taken, and no fewer than so many.
-COOL_DOWN_SHARE, COOL_DOWN = 4, 200
+COOL_DOWN_SHARE, COOL_DOWN = 2, 500
 #: With callbacks, a chunk is no longer than this share of the fit.
 CHUNKS_WITH_CALLBACKS = 10
 

@@ -222,7 +222,7 @@ class EMFApprox(Inference):
             End the fit once there is no more than ``tol`` nats to gain: the noise of the losses
             shows that the divergence from the posterior is smaller, or the ELBO rose by less,
             or by less than its Monte Carlo error, over the last quarter of the steps. The rates
-            then fall to zero over a fourth as many further steps. With None all ``n`` steps
+            then fall to zero over half as many further steps. With None all ``n`` steps
             run, as they do with other backends than JAX.
         devices : sequence of jax.Device, optional
             Devices over which the draws of a step are distributed, ``jax.devices()`` for all. The
