@@ -23,8 +23,9 @@ __all__ = ["Normal", "Regressed", "regress_scores"]
 
 #: Draws of one batch, at least and for every element.
 MIN_DRAWS, DRAWS_PER_ELEMENT = 64, 2
-MAX_BATCHES = 60
-#: Of many elements they are fewer: draws times squared elements of all batches, but so many.
+#: Batches, of few elements and of many: numbers drawn in all of them beyond which it is the latter.
+MAX_BATCHES, MAX_BATCHES_OF_MANY, MANY_NUMBERS = 200, 60, 1.5e7
+#: They are fewer where one takes long: draws times squared coefficients of all, but so many.
 MAX_WORK, FEWEST_BATCHES = 2e10, 10
 #: Batches whose draws are taken together once the ELBO has stopped rising, and how many draws.
 MAX_POOLED, MAX_POOLED_DRAWS = 8, 10_000
@@ -206,8 +207,7 @@ def regress_scores(
     trust, pool, settled = FIRST_TRUST, [now], 0
     most = min(MAX_POOLED, max(MAX_POOLED_DRAWS // n_draws, 2))
     step = _regress(now.normal, pool)
-    work = n_draws * normal.n_coefficients**2
-    n_batches = int(np.clip(MAX_WORK / work, FEWEST_BATCHES, MAX_BATCHES))
+    n_batches = _n_batches(n_draws, size, normal.n_coefficients)
     for i in range(n_batches):
         new = _sample(score, step.move(now.normal, trust), n_draws, rng)
         gain, se = new.elbo - now.elbo, np.hypot(new.se, now.se)
@@ -229,6 +229,12 @@ def regress_scores(
             break
         step = _regress(now.normal, pool)
     return Regressed(now.normal, now.elbo, now.sd)
+
+
+def _n_batches(n_draws: int, size: int, n_coefficients: int) -> int:
+    most = np.clip(MANY_NUMBERS / (n_draws * size), MAX_BATCHES_OF_MANY, MAX_BATCHES)
+    work = n_draws * n_coefficients**2
+    return int(np.clip(MAX_WORK / work, FEWEST_BATCHES, most))
 
 
 def _regress(normal: Family, pool: list[_Batch]) -> Move:
