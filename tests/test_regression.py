@@ -79,6 +79,20 @@ def test_a_density_that_is_finite_on_one_side_only():
     assert (nowhere.elbo, nowhere.sd) == (-np.inf, np.inf)
 
 
+@pytest.mark.parametrize("power", [1.0, 10.0, 300.0])
+def test_scores_whose_squares_overflow(power):
+    """It ends, without an error, and is no worse than where it began."""
+
+    def score(points):
+        with np.errstate(over="ignore"):
+            growth = np.exp(power * points)
+            return -growth.sum(axis=1) - (points**2).sum(axis=1) / 2, -power * growth - points
+
+    found = regress_scores(score, np.full(3, 1.0), 1.0, np.random.default_rng(0))
+    assert np.isfinite(found.elbo) or power == 300.0
+    assert np.isfinite(found.normal.loc).all() and np.isfinite(found.normal.factor).all()
+
+
 def test_holds():
     score = normal_score(np.zeros(2), np.diag([1.0, 100.0]))
     normal = regress_scores(score, np.ones(2), 1.0, np.random.default_rng(0)).normal

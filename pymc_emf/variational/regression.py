@@ -12,6 +12,7 @@ The idea is that of Gaussian score matching (Modi, Gower, Margossian, Yao, Blei,
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -204,31 +205,49 @@ def regress_scores(
         scale /= 10
     if not np.isfinite(now.elbo):
         return Regressed(now.normal, -np.inf, np.inf)
+    n_batches = _n_batches(n_draws, size, normal.n_coefficients)
+    best = _climb(score, now, n_draws, n_batches, rng, to_beat)
+    return Regressed(best.normal, best.elbo, best.sd)
+
+
+def _climb(
+    score: ScoreFn,
+    now: _Batch,
+    n_draws: int,
+    n_batches: int,
+    rng: np.random.Generator,
+    to_beat: float,
+) -> _Batch:
+    """Steps from a batch of finite scores, as far as they lead."""
     trust, pool, settled = FIRST_TRUST, [now], 0
     most = min(MAX_POOLED, max(MAX_POOLED_DRAWS // n_draws, 2))
-    step = _regress(now.normal, pool)
-    n_batches = _n_batches(n_draws, size, normal.n_coefficients)
-    for i in range(n_batches):
-        new = _sample(score, step.move(now.normal, trust), n_draws, rng)
-        gain, se = new.elbo - now.elbo, np.hypot(new.se, now.se)
-        if not gain > -2 * se or new.sd > max(3 * now.sd, 1.0):
-            trust *= 0.4
-            if trust < MIN_TRUST:
-                break
-            if len(pool) < most:  # it may be the noise of the regression that led astray
-                pool = [*pool, _sample(score, now.normal, n_draws, rng)]
-                step = _regress(now.normal, pool)
-            continue
-        settled = settled + 1 if gain < 2 * se + 1e-3 else 0
-        # close by, the scores at draws from the normals before are as linear
-        kept = most if settled else MOVING_POOL * (new.sd < NEAR * np.sqrt(size))
-        pool = [*pool[len(pool) - min(kept, len(pool)) :], new]
-        now, trust = new, min(1.5 * trust, MAX_TRUST)
-        hopeless = i > FEWEST_BATCHES and now.elbo + (n_batches - i) * max(gain, 0.0) < to_beat
-        if settled >= most or hopeless:
-            break
+    near = NEAR * np.sqrt(now.points.shape[1])
+    # scores may be so large that their squares are not finite: then this is the end of the way
+    with np.errstate(all="ignore"), suppress(np.linalg.LinAlgError, ValueError):
         step = _regress(now.normal, pool)
-    return Regressed(now.normal, now.elbo, now.sd)
+        for i in range(n_batches):
+            new = _sample(score, step.move(now.normal, trust), n_draws, rng)
+            gain, se = new.elbo - now.elbo, np.hypot(new.se, now.se)
+            if not gain > -2 * se or new.sd > max(3 * now.sd, 1.0):
+                trust *= 0.4
+                if trust < MIN_TRUST:
+                    break
+                more = _sample(score, now.normal, n_draws, rng) if len(pool) < most else now
+                if more is not now and np.isfinite(more.elbo):
+                    # it may be the noise of the regression that led astray
+                    pool = [*pool, more]
+                    step = _regress(now.normal, pool)
+                continue
+            settled = settled + 1 if gain < 2 * se + 1e-3 else 0
+            # close by, the scores at draws from the normals before are as linear
+            kept = most if settled else MOVING_POOL * (new.sd < near)
+            pool = [*pool[len(pool) - min(kept, len(pool)) :], new]
+            now, trust = new, min(1.5 * trust, MAX_TRUST)
+            out_of_reach = now.elbo + (n_batches - i) * max(gain, 0.0) < to_beat
+            if settled >= most or (i > FEWEST_BATCHES and out_of_reach):
+                break
+            step = _regress(now.normal, pool)
+    return now
 
 
 def _n_batches(n_draws: int, size: int, n_coefficients: int) -> int:
