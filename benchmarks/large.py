@@ -411,7 +411,9 @@ def _apart(name: str, method: str, seed: int, limit: float) -> dict:
         return record | {"error": f"stopped after {limit:.0f} s"}
     if done.returncode:
         return record | {"error": done.stderr.strip().splitlines()[-1][:200]}
-    warned = [line for line in done.stderr.splitlines() if " is off: " in line or "k-hat" in line]
+    said = (" is off: ", "k-hat is", "missed a mode", "has not converged")
+    lines = done.stderr.splitlines()
+    warned = [line for line in lines if any(words in line for words in said)]
     return json.loads(done.stdout.splitlines()[-1]) | {"warned": warned[:1]}
 
 
