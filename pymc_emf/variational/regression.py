@@ -33,6 +33,9 @@ MAX_POOLED, MAX_POOLED_DRAWS = 8, 10_000
 #: While it rises they are, too, so many before each, if the log weights vary by no more than this
 #: for each square root of an element, in nats.
 MOVING_POOL, NEAR = 3, 0.3
+#: Nats by which the ELBO must rise beyond its Monte Carlo error, and by which it may always fall:
+#: next to an exact normal the estimate at hand may be high by chance.
+RISE, NEGLIGIBLE = 1e-3, 1e-4
 #: Pulls towards the normal at hand, as so many draws of its own scores would.
 RIDGE = 0.01
 #: Log of the factor by which a variance may fall in one step; it may grow by its root. The mean
@@ -228,7 +231,7 @@ def _climb(
         for i in range(n_batches):
             new = _sample(score, step.move(now.normal, trust), n_draws, rng)
             gain, se = new.elbo - now.elbo, np.hypot(new.se, now.se)
-            if not gain > -2 * se or new.sd > max(3 * now.sd, 1.0):
+            if not gain > -2 * se - NEGLIGIBLE or new.sd > max(3 * now.sd, 1.0):
                 trust *= 0.4
                 if trust < MIN_TRUST:
                     break
@@ -238,7 +241,7 @@ def _climb(
                     pool = [*pool, more]
                     step = _regress(now.normal, pool)
                 continue
-            settled = settled + 1 if gain < 2 * se + 1e-3 else 0
+            settled = settled + 1 if gain < 2 * se + RISE else 0
             # close by, the scores at draws from the normals before are as linear
             kept = most if settled else MOVING_POOL * (new.sd < near)
             pool = [*pool[len(pool) - min(kept, len(pool)) :], new]
