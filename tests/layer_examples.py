@@ -40,12 +40,16 @@ def sparse():
 
 
 def sparse_spread():
-    """Scales, coefficients, slopes and the factor of the core."""
+    """All of a frame but the location, with scales and coefficients that follow the core."""
     rng = np.random.default_rng(4)
     order = sparse()
     coefficients = np.where(order.rounds[-1].parents.ravel() >= 0, 0.7, 0.0)
     factor = np.array([[2.0, 0.0], [-1.0, 0.5]])
-    return np.array([0.5, 2.0, 3.0]), coefficients, rng.normal(size=(3, 2)), factor
+    changes = (
+        0.3 * rng.normal(size=(2, 3)),
+        0.2 * coefficients * rng.normal(size=(2, len(coefficients))),
+    )
+    return np.array([0.5, 2.0, 3.0]), coefficients, rng.normal(size=(3, 2)), factor, *changes
 
 
 LAYERS = {
@@ -57,7 +61,7 @@ LAYERS = {
     "MaskedAutoregressive": masked,
     "MaskedAutoregressive reversed": lambda: masked(reverse=True),
     "MaskedAutoregressive one hidden": lambda: masked(hidden=(4,)),
-    "SparseAffine": lambda: framed(emf.SparseAffine(sparse()), *sparse_spread()),
+    "ConditionalAffine": lambda: framed(emf.ConditionalAffine(sparse()), *sparse_spread()),
     "Subset": lambda: emf.Subset(masked(2), [3, 1], size=SIZE),
     "Subset of an affine layer": lambda: emf.Subset(emf.LowerTriangular(3), [0, 4, 2], size=SIZE),
     "Coupling": lambda: emf.Coupling(SIZE, [3, 1], hidden=(8,), dtype="float64", random_seed=0),
@@ -70,7 +74,7 @@ LAYERS = {
 }
 
 #: Those with a frame.
-FRAMED = ["Affine framed", "LowRank", "LowerTriangular framed", "SparseAffine"]
+FRAMED = ["Affine framed", "LowRank", "LowerTriangular framed", "ConditionalAffine"]
 
 
 def perturb(layer, seed=1, scale=0.5):

@@ -25,7 +25,7 @@ def test_walk(size):
     """Tridiagonal precision in value space: the start is all but exact."""
     model, log_evidence = walk(size)
     approx = emf.fit(100, model=model, random_seed=0, **quiet)
-    assert [type(layer) for layer in approx.objective.layers][-1:] == [emf.SparseAffine]
+    assert [type(layer) for layer in approx.objective.layers][-1:] == [emf.ConditionalAffine]
     assert n_numbers(approx) < 200 * size
     assert approx.warm_start.chosen in ("scores", "mode")
     elbo = approx.elbo(1000, random_seed=1)
@@ -42,7 +42,7 @@ from benchmarks.scaling import groups
 model, log_evidence = groups(1100)
 approx = emf.fit(4000, model=model, random_seed=0, progressbar=False)
 *_, coupling, affine = approx.objective.layers
-assert isinstance(coupling, emf.Coupling) and isinstance(affine, emf.SparseAffine)
+assert isinstance(coupling, emf.Coupling) and isinstance(affine, emf.ConditionalAffine)
 assert coupling.steering.tolist() == [0, 1]  # mu and tau
 n_numbers = sum(v.get_value(borrow=True).size for v in approx.objective.variables)
 assert n_numbers < 300 * 1100

@@ -7,13 +7,15 @@ import pytest
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 import pymc_emf as emf
 
 from pymc_emf.layers.elimination import dense
+from pymc_emf.variational.conditional_normal import ConditionalNormal
+from pymc_emf.variational.factorisation import Factorisation
 from pymc_emf.variational.probing import find_structure
 from pymc_emf.variational.regression import regress_scores
-from pymc_emf.variational.sparse_normal import SparseNormal
 
 
 def normal_score(mean, precision):
@@ -162,7 +164,7 @@ def test_structure_and_normal(make):
     assert expected <= found
     assert len(found) < len(expected) + 10
     mean = np.random.default_rng(1).normal(size=len(precision))
-    family = partial(SparseNormal.isotropic, order=order)
+    family = family_of(order)
     result = regress_scores(
         normal_score(mean, precision), np.zeros(len(mean)), 1.0, np.random.default_rng(2), family
     )
@@ -170,26 +172,87 @@ def test_structure_and_normal(make):
     assert result.elbo == pytest.approx(evidence(precision), abs=1e-4)
     # the layer is the same map as the normal
     normal = result.normal
-    layer = emf.SparseAffine(order)
+    layer = emf.ConditionalAffine(order)
     values = layer.set_frame([], normal.loc, *normal.spread)
     for variable, value in zip(layer.variables, values, strict=True):
         variable.set_value(value)
     noise = np.random.default_rng(3).normal(size=(4, len(mean)))
     drawn, log_det = emf.compile(layer).forward(noise)
     np.testing.assert_allclose(drawn, normal.place(noise), rtol=1e-10)
-    np.testing.assert_allclose(log_det, normal.log_det, rtol=1e-10)
+    np.testing.assert_allclose(log_det, normal.log_det(noise), rtol=1e-10)
 
 
-def test_pull_is_the_transpose_of_place():
-    precision, variables = groups(20)
-    order, _ = structure_of(precision, variables)
-    rng, size = np.random.default_rng(0), len(precision)
-    score = normal_score(np.zeros(size), precision)
-    family = partial(SparseNormal.isotropic, order=order)
-    normal = regress_scores(score, rng.normal(size=size), 1.0, rng, family).normal
-    noise, slope = rng.normal(size=(2, size))
-    moved = normal.place(noise[None])[0] - normal.loc
-    assert slope @ moved == pytest.approx(normal.pull(slope) @ noise)
+def family_of(order):
+    return partial(ConditionalNormal.isotropic, factorisation=Factorisation(order))
+
+
+def random_walk(n_steps, step=0.5):
+    """Score of a random walk whose log step is unknown, observed with noise; exact log step."""
+    rng = np.random.default_rng(0)
+    x = np.cumsum(step * rng.normal(size=n_steps))
+    y = x + rng.normal(size=n_steps)
+    increments = np.eye(n_steps) - np.eye(n_steps, k=-1)
+
+    def score(points):
+        log_step, x = points[:, 0], points[:, 1:]
+        scaled = np.exp(-log_step)[:, None] * (x @ increments.T)
+        log_density = -((scaled**2).sum(axis=1) + ((y - x) ** 2).sum(axis=1) + log_step**2) / 2
+        log_density -= n_steps * log_step
+        own = (scaled**2).sum(axis=1) - n_steps - log_step
+        of_x = y - x - np.exp(-log_step)[:, None] * (scaled @ increments)
+        return log_density, np.column_stack([own, of_x])
+
+    grid = np.linspace(-4.0, 2.0, 400)
+    sums = np.linalg.inv(increments)
+    variances, axes = np.linalg.eigh(sums @ sums.T)
+    variances = np.exp(2 * grid[:, None]) * variances + 1
+    log_p = -(((axes.T @ y) ** 2 / variances + np.log(variances)).sum(axis=1) + grid**2) / 2
+    weights = np.exp(log_p - log_p.max())
+    weights = np.exp(log_p - log_p.max())
+    weights /= weights.sum()
+    mean = weights @ grid
+    return score, mean, np.sqrt(weights @ (grid - mean) ** 2)
+
+
+@pytest.fixture(scope="module")
+def walked():
+    score, mean, sd = random_walk(120)
+    found = find_structure(lambda closed: score, 121, [np.array([0]), np.arange(1, 121)], set())
+    family = family_of(found.order)
+    with threadpool_limits(1, user_api="blas"):  # for so little, threads wait for each other
+        result = regress_scores(score, np.zeros(121), 1.0, np.random.default_rng(1), family)
+    return score, result, mean, sd
+
+
+def test_scales_follow_a_common_step(walked):
+    """Which no normal distribution does: its log step would have less than half the sd."""
+    _, result, mean, sd = walked
+    normal = result.normal
+    assert normal.order.core[0] == 0 and normal.order.n_steering == 1
+    assert normal.loc[0] == pytest.approx(mean, abs=0.2 * sd)
+    assert normal.factor[0, 0] == pytest.approx(sd, rel=0.1)
+    assert result.sd < 1.0
+
+
+def test_pull(walked):
+    """It is the gradient, in noise, of the log density and the log determinant."""
+    score, result, _, _ = walked
+    normal = result.normal
+    rng = np.random.default_rng(2)
+    noise, direction = rng.normal(size=(2, 1, 121))
+    points = normal.place(noise)
+    core, others, core_scores, others_scores = normal.pull(points, score(points)[1])
+    order = normal.order
+    np.testing.assert_allclose(core, noise[:, order.core])
+    np.testing.assert_allclose(others, noise[:, order.others])
+
+    def log_density(step):
+        moved = noise + step * direction
+        return (score(normal.place(moved))[0] + normal.log_det(moved))[0]
+
+    numeric = (log_density(1e-4) - log_density(-1e-4)) / 2e-4
+    along = core_scores @ direction[0, order.core] + others_scores @ direction[0, order.others]
+    assert along[0] == pytest.approx(numeric, rel=1e-5)
 
 
 def test_where_most_interact():
@@ -202,7 +265,7 @@ def test_where_most_interact():
         np.zeros(size),
         1.0,
         np.random.default_rng(0),
-        partial(SparseNormal.isotropic, order=order),
+        family_of(order),
     )
     assert result.elbo == pytest.approx(evidence(precision), abs=1e-4)
 

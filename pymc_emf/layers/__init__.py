@@ -3,6 +3,7 @@
 from pymc_emf.layers.affine import Affine
 from pymc_emf.layers.autoregressive import MaskedAutoregressive
 from pymc_emf.layers.chain import Chain
+from pymc_emf.layers.conditional_affine import ConditionalAffine
 from pymc_emf.layers.coupling import Coupling
 from pymc_emf.layers.describe import describe
 from pymc_emf.layers.elimination import Elimination, eliminate
@@ -14,7 +15,6 @@ from pymc_emf.layers.mixture import MixtureOfGaussians
 from pymc_emf.layers.parallel import Parallel
 from pymc_emf.layers.permutation import Permutation
 from pymc_emf.layers.presets import Shape, make_layers
-from pymc_emf.layers.sparse_affine import SparseAffine
 from pymc_emf.layers.spline import Spline
 from pymc_emf.layers.structured import StructuredLayer
 from pymc_emf.layers.subset import Subset
@@ -33,7 +33,7 @@ __all__ = [
     "Parallel",
     "Permutation",
     "Shape",
-    "SparseAffine",
+    "ConditionalAffine",
     "Spline",
     "StructuredLayer",
     "Subset",

@@ -10,6 +10,8 @@ __all__ = ["Elimination", "Round", "dense", "eliminate"]
 
 #: An element with more neighbours is not eliminated, but joins the core.
 MAX_PARENTS = 24
+#: A core of more elements, beside those that join it, does not steer the scales of the others.
+MAX_STEERING = 8
 #: So few elements that are left are not worth another round.
 FEW_LEFT = 16
 
@@ -42,12 +44,15 @@ class Elimination:
     The core is drawn first, all of its elements together. Every other one has a mean that is
     linear in the core and in some of those that were drawn before it, its parents. The factor of
     a sparse precision matrix is of this form, with few parents if the order is well chosen (e.g.
-    Rue and Held, "Gaussian Markov Random Fields", 2005, chapter 2).
+    Rue and Held, "Gaussian Markov Random Fields", 2005, chapter 2). Some of the core may steer:
+    the factor is another one where they have other values.
 
     Attributes
     ----------
     core : ndarray
         Positions in the vector.
+    n_steering : int
+        Of how many of the core, the first ones, the scales of the others may be functions.
     others : ndarray
         Positions of all others, in the order in which they are drawn: the reverse of that in
         which they are eliminated.
@@ -59,6 +64,7 @@ class Elimination:
     """
 
     core: np.ndarray
+    n_steering: int
     others: np.ndarray
     rounds: tuple[Round, ...]
     neighbours: np.ndarray
@@ -78,27 +84,30 @@ class Elimination:
         return sum(round.parents.size for round in self.rounds)
 
     def coefficients_of(self, flat, round: Round):
-        """Part of a flat vector of coefficients, in the shape of the round's parents."""
+        """Part of flat coefficients, their last axis, in the shape of the round's parents."""
         start = sum(r.parents.size for r in self.rounds if r.first < round.first)
-        return flat[start : start + round.parents.size].reshape(round.parents.shape)
+        part = flat[..., start : start + round.parents.size]
+        return part.reshape((*tuple(part.shape)[:-1], *round.parents.shape))
 
     @property
     def n_numbers(self) -> int:
-        """How many the factor has."""
-        n_core = len(self.core)
-        return n_core**2 + len(self.others) * (n_core + 1) + self.n_coefficients
+        """How many a distribution has that is drawn in this order."""
+        n_core, n_others, n_varied = len(self.core), len(self.others), 1 + self.n_steering
+        return n_core * (n_core + n_others) + n_varied * (n_others + self.n_coefficients)
 
     # --- as JSON holds it ----------------------------------------------------------------------
 
     def to_lists(self) -> list:
-        """Core, others, the parents of every round, and neighbours."""
+        """Core, how many of it steer, others, the parents of every round, and neighbours."""
         rounds = [round.parents.tolist() for round in self.rounds]
-        return [self.core.tolist(), self.others.tolist(), rounds, self.neighbours.tolist()]
+        core, others = self.core.tolist(), self.others.tolist()
+        return [core, self.n_steering, others, rounds, self.neighbours.tolist()]
 
     @classmethod
     def from_lists(
         cls,
         core: Sequence[int],
+        n_steering: int,
         others: Sequence[int],
         rounds: Iterable[Sequence],
         neighbours: Sequence,
@@ -108,12 +117,13 @@ class Elimination:
         for parents in rounds:
             made.append(Round(first, _table(parents)))
             first += len(parents)
-        return cls(_positions(core), _positions(others), tuple(made), _table(neighbours))
+        table = _table(neighbours)
+        return cls(_positions(core), n_steering, _positions(others), tuple(made), table)
 
 
 def dense(size: int) -> Elimination:
     """All elements in the core: any normal distribution."""
-    return Elimination.from_lists(range(size), [], [], [])
+    return Elimination.from_lists(range(size), 0, [], [], [])
 
 
 def _positions(numbers: Sequence[int]) -> np.ndarray:
@@ -141,7 +151,8 @@ def eliminate(neighbours: Sequence[set[int]], core: Iterable[int] = ()) -> Elimi
     core : iterable of int
         Elements with which all may interact; edges to them need not be given.
     """
-    core = set(core)
+    steering = sorted(core)
+    core = set(steering)
     left = {i: neighbours[i] - core - {i} for i in range(len(neighbours)) if i not in core}
     taken: list[list[tuple[int, list[int]]]] = []
     while left:
@@ -171,6 +182,7 @@ def eliminate(neighbours: Sequence[set[int]], core: Iterable[int] = ()) -> Elimi
     if 2 * len(chosen) > len(left):
         taken.append(list(chosen.items()))
         left = {i: found for i, found in left.items() if i not in chosen}
+    joined = [*steering, *sorted(left)]
     core |= set(left)
     taken.reverse()
     others = [i for members in taken for i, _ in members]
@@ -180,4 +192,5 @@ def eliminate(neighbours: Sequence[set[int]], core: Iterable[int] = ()) -> Elimi
         for members in taken
     ]
     beside = [sorted(place[j] for j in neighbours[i] if j in place and j != i) for i in others]
-    return Elimination.from_lists(sorted(core), others, rounds, beside)
+    n_steering = len(steering) if len(steering) <= MAX_STEERING else 0
+    return Elimination.from_lists(joined, n_steering, others, rounds, beside)

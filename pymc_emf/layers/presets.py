@@ -8,12 +8,12 @@ import numpy as np
 from pymc_emf.bijections.core.base import Bijection
 from pymc_emf.layers.affine import Affine
 from pymc_emf.layers.autoregressive import MaskedAutoregressive
+from pymc_emf.layers.conditional_affine import ConditionalAffine
 from pymc_emf.layers.coupling import Coupling
 from pymc_emf.layers.elimination import Elimination
 from pymc_emf.layers.invert import Invert
 from pymc_emf.layers.low_rank import LowRank
 from pymc_emf.layers.lower_triangular import LowerTriangular
-from pymc_emf.layers.sparse_affine import SparseAffine
 from pymc_emf.layers.spline import Spline
 from pymc_emf.layers.subset import Subset
 
@@ -77,12 +77,12 @@ def _sparse(size: int, order: Elimination, rng: np.random.Generator) -> list[Bij
     # The core, on which all others depend, gets the layers of a small model.
     core = order.core
     if not len(core):
-        return [SparseAffine(order)]
+        return [ConditionalAffine(order)]
     own = [Spline(len(core)), *_autoregressive(len(core), rng)]
     if len(core) == size:
-        return [*own, SparseAffine(order)]
+        return [*own, ConditionalAffine(order)]
     steering = Coupling(size, core, random_seed=rng)
-    return [*(Subset(layer, core, size) for layer in own), steering, SparseAffine(order)]
+    return [*(Subset(layer, core, size) for layer in own), steering, ConditionalAffine(order)]
 
 
 def _autoregressive(size: int, rng: np.random.Generator) -> list[Bijection]:

@@ -55,9 +55,8 @@ class Family(Protocol):
 
     loc: np.ndarray
 
-    @property
-    def log_det(self) -> float:
-        """Of the map from noise to draws."""
+    def log_det(self, noise: np.ndarray) -> np.ndarray | float:
+        """Of the map from noise to draws, shape (draws,) or the same for all."""
 
     @property
     def n_draws(self) -> int:
@@ -107,8 +106,7 @@ class Normal(NamedTuple):
         """Independent elements of one scale."""
         return cls(loc, scale * np.eye(len(loc)))
 
-    @property
-    def log_det(self) -> float:
+    def log_det(self, noise: np.ndarray) -> float:
         return float(np.log(np.diag(self.factor)).sum())
 
     @property
@@ -273,7 +271,7 @@ def _sample(score: ScoreFn, normal: Family, n_draws: int, rng: np.random.Generat
     with np.errstate(all="ignore"):
         log_density, scores = score(points)
         log_weights = log_density + (noise**2 + np.log(2 * np.pi)).sum(axis=1) / 2
-        log_weights = log_weights + normal.log_det
+        log_weights = log_weights + normal.log_det(noise)
         batch = _Batch(normal, points, scores)
         if np.isfinite(log_weights).all() and np.isfinite((scores**2).sum()):
             batch.elbo, batch.sd = float(log_weights.mean()), float(log_weights.std())

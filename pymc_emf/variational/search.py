@@ -10,13 +10,14 @@ import pytensor
 
 from pymc_emf.engine.stopping import EXACT, rounding_hides
 from pymc_emf.layers.base import Framed
+from pymc_emf.layers.conditional_affine import ConditionalAffine
 from pymc_emf.layers.presets import DENSE_LIMIT
-from pymc_emf.layers.sparse_affine import SparseAffine
+from pymc_emf.variational.conditional_normal import ConditionalNormal
+from pymc_emf.variational.factorisation import Factorisation
 from pymc_emf.variational.importance import average, log_ratio, standard_deviation
 from pymc_emf.variational.modes import Energy, find_modes, low_rank_normal
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.regression import Normal, Regressed, ScoreFn, regress_scores
-from pymc_emf.variational.sparse_normal import SparseNormal
 
 __all__ = ["Search", "WarmStart", "framed_layer"]
 
@@ -193,7 +194,7 @@ class Search:
         self, layer: Framed, starts: np.ndarray, start: np.ndarray | None
     ) -> dict[str, Candidate]:
         """Normal approximations from the prior and from the best modes found."""
-        if not layer.dense and not isinstance(layer, SparseAffine):
+        if not layer.dense and not isinstance(layer, ConditionalAffine):
             return self._low_rank(layer, self._score(self.gates), starts)
         gates = self._with_gates(self.closed, CLOSED)
         score, family = self._score(gates), _family(layer)
@@ -216,12 +217,12 @@ class Search:
         if self.objective.target.is_heavy:
             try_modes()
             # a common scale of zero is a mode, too, whose normal may be near it
-            if isinstance(layer, SparseAffine) or not any(map(self._is_near, found.values())):
+            if isinstance(layer, ConditionalAffine) or not any(map(self._is_near, found.values())):
                 try_prior()
         else:
             try_prior()
             # modes of many elements and their common scales have next to no mass
-            if not (isinstance(layer, SparseAffine) and np.isfinite(found["scores"].elbo)):
+            if not (isinstance(layer, ConditionalAffine) and np.isfinite(found["scores"].elbo)):
                 try_modes()
         return {
             name: _candidate(layer, regressed, gates)
@@ -281,14 +282,14 @@ class Search:
 
 def _family(layer: Framed) -> Callable[[np.ndarray, float], Any]:
     """Makes normals of the kind that the layer's frame can hold, or of any covariance."""
-    if isinstance(layer, SparseAffine):
-        return partial(SparseNormal.isotropic, order=layer.elimination)
+    if isinstance(layer, ConditionalAffine):
+        return partial(ConditionalNormal.isotropic, factorisation=Factorisation(layer.elimination))
     return Normal.isotropic
 
 
 def _candidate(layer: Framed, regressed: Regressed, gates: Values) -> Candidate:
     normal = regressed.normal
-    if isinstance(normal, SparseNormal):
+    if isinstance(normal, ConditionalNormal):
         return Candidate(normal.loc, normal.spread, list(gates))
     loc, factor = normal
     return Candidate(loc, layer.spread_of(factor @ factor.T), list(gates))
