@@ -14,8 +14,8 @@ __all__ = ["ConditionalNormal"]
 #: Share of a least-squares problem's diagonal that is added to it, against rounding, and for
 #: products with the core against noise.
 RIDGE, RIDGE_OF_PRODUCTS = 1e-9, 1e-3
-#: Elements whose least squares are solved together.
-MANY = 2048
+#: Elements whose least squares are solved together, so few that they stay in a cache.
+TOGETHER = 64
 #: Standard deviations of the core over which differences are taken.
 APART = 0.25
 #: Most by which a log scale or a coefficient changes with a standard deviation of the core.
@@ -195,14 +195,14 @@ class ConditionalNormal:
         on_core, others_scores = _OnCore(core_noise), scores[:, order.others]
         along = on_core.fit(others)
         members = np.column_stack([np.arange(others.shape[1]), order.neighbours])
-        slopes, explained = _least_squares(
-            others - on_core.common @ along,
-            others_scores,
+        slopes = _least_squares(
+            (others - on_core.common @ along).T,
+            others_scores.T,
             members,
-            self._steering(core_noise),
-            on_core,
+            self._steering(core_noise).T,
+            on_core.common,
         )
-        found = on_core.fit(others_scores - explained)
+        found = on_core.fit(others_scores)
         for of_member, places in zip(slopes[..., 0].T, members.T, strict=True):
             found -= np.where(places >= 0, of_member * along[:, places], 0.0)
         return _Regression(points, scores, found[0], found[1:].T, slopes)
@@ -223,36 +223,32 @@ class _OnCore:
 
 
 def _least_squares(
-    x: np.ndarray, y: np.ndarray, members: np.ndarray, steering: np.ndarray, on_core: _OnCore
-) -> tuple[np.ndarray, np.ndarray]:
-    """Slopes of each column of y in some columns of x, and in their products with what steers.
+    x: np.ndarray, y: np.ndarray, members: np.ndarray, steering: np.ndarray, common: np.ndarray
+) -> np.ndarray:
+    """Slopes of each row of y in some rows of x, and in their products with what steers.
+
+    All of them beside what is common.
 
     Returns
     -------
     slopes : ndarray, shape (elements, members, 1 + steering)
-    explained : ndarray, as y
     """
-    n_draws, (n_elements, n_members) = len(x), members.shape
-    factors = np.column_stack([np.ones(n_draws), steering])
-    n_varied = factors.shape[1]
-    slopes, explained = np.empty((n_elements, n_members, n_varied)), np.empty_like(y)
-    ridge = np.tile([RIDGE] + [RIDGE_OF_PRODUCTS] * (n_varied - 1), n_members)
-    for start in range(0, n_elements, MANY):
-        here = slice(start, start + MANY)
-        some = members[here]
-        columns = np.where(some >= 0, x[:, some], 0.0)[..., None] * factors[:, None, None]
-        flat = columns.reshape(n_draws, -1)
-        if n_varied > 1:
-            flat -= on_core.common @ on_core.fit(flat)
-        rows = flat.reshape(n_draws, len(some), -1).transpose(1, 0, 2)
-        gram = rows.transpose(0, 2, 1) @ rows
+    x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
+    factors = np.concatenate([np.ones((1, x.shape[1])), steering])
+    axes, _ = np.linalg.qr(common)
+    slopes = np.empty((*members.shape, len(factors)))
+    ridge = np.tile([RIDGE] + [RIDGE_OF_PRODUCTS] * (len(factors) - 1), members.shape[1])
+    for start in range(0, len(members), TOGETHER):
+        some = members[start : start + TOGETHER]
+        columns = np.where(some[..., None] >= 0, x[some], 0.0)[:, :, None] * factors
+        rows = columns.reshape(len(some), -1, x.shape[1])
+        here, shared = y[start : start + TOGETHER], rows @ axes
+        gram = rows @ rows.transpose(0, 2, 1) - shared @ shared.transpose(0, 2, 1)
+        right = rows @ here[..., None] - shared @ (here @ axes)[..., None]
         diagonal = np.einsum("iaa->ia", gram)
         diagonal += np.where(diagonal > 0, ridge * diagonal, 1.0) + np.finfo(float).tiny
-        right = rows.transpose(0, 2, 1) @ y[:, here].T[..., None]
-        solved = np.linalg.solve(gram, right)
-        explained[:, here] = (rows @ solved)[..., 0].T
-        slopes[here] = solved.reshape(len(some), n_members, n_varied)
-    return slopes, explained
+        slopes[start : start + TOGETHER] = np.linalg.solve(gram, right).reshape(*some.shape, -1)
+    return slopes
 
 
 @dataclass(frozen=True)

@@ -199,9 +199,9 @@ class Search:
         gates = self._with_gates(self.closed, CLOSED)
         score, family = self._score(gates), _family(layer)
         first = np.zeros(self.objective.size) if start is None else start
-        if self.closed:  # in value space zero may be far from the prior
-            starts = self._value_of(first)[None]
-            first = self._modes(score, starts, 1)[0]
+        if self.closed:
+            first = self._value_of(first)
+            starts = first[None]
         found: dict[str, Regressed] = {}
 
         def try_prior() -> None:
