@@ -19,6 +19,7 @@ from pymc_emf.layers.subset import Subset
 
 __all__ = [
     "PRESETS",
+    "SERIES_FROM",
     "SPARSE_FROM",
     "LayerSpec",
     "Shape",
@@ -34,8 +35,9 @@ LayerSpec = str | Bijection | Callable[[int], Bijection] | Sequence["LayerSpec"]
 #: Beyond it they would dominate memory and time, and layers whose cost is linear take their place.
 DENSE_LIMIT = 1000
 
-#: Longest vector for which that is so even of a posterior of which few elements interact.
-SPARSE_FROM = 200
+#: Longest vectors for which that is so even of a posterior of which few elements interact, and
+#: of one of a series: its scales follow that of its steps, which a dense matrix cannot express.
+SPARSE_FROM, SERIES_FROM = 200, 24
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,12 @@ from pymc_emf.variational.factorisation import Factorisation
 
 __all__ = ["ConditionalNormal"]
 
-#: Share of a least-squares problem's diagonal that is added to it, against rounding, and for
-#: products with the core against noise.
-RIDGE, RIDGE_OF_PRODUCTS = 1e-9, 1e-3
+#: Share of a least-squares problem's diagonal that is added to it, against rounding.
+RIDGE = 1e-9
+#: Slopes in products are drawn to zero, as by so many draws.
+RIDGE_OF_PRODUCTS = 2.0
+#: Draws for each coefficient, and where there are products of noise.
+DRAWS, DRAWS_FOR_PRODUCTS = 2, 4
 #: Elements whose least squares are solved together, so few that they stay in a cache.
 TOGETHER = 64
 #: Standard deviations of the core over which differences are taken.
@@ -46,7 +49,7 @@ class ConditionalNormal:
     coefficients: np.ndarray
     slopes: np.ndarray
     factor: np.ndarray
-    steering: tuple[np.ndarray, np.ndarray]
+    steering: tuple[np.ndarray, ...]
 
     @classmethod
     def isotropic(
@@ -82,7 +85,8 @@ class ConditionalNormal:
     @property
     def n_draws(self) -> int:
         """Draws that determine the regression."""
-        return 2 * self.n_coefficients
+        each = DRAWS_FOR_PRODUCTS if self.order.n_steering else DRAWS
+        return each * self.n_coefficients
 
     @property
     def n_coefficients(self) -> int:
@@ -237,7 +241,8 @@ def _least_squares(
     factors = np.concatenate([np.ones((1, x.shape[1])), steering])
     axes, _ = np.linalg.qr(common)
     slopes = np.empty((*members.shape, len(factors)))
-    ridge = np.tile([RIDGE] + [RIDGE_OF_PRODUCTS] * (len(factors) - 1), members.shape[1])
+    ridge = np.full((members.shape[1], len(factors)), RIDGE_OF_PRODUCTS / x.shape[1])
+    ridge[:, 0] = RIDGE
     for start in range(0, len(members), TOGETHER):
         some = members[start : start + TOGETHER]
         columns = np.where(some[..., None] >= 0, x[some], 0.0)[:, :, None] * factors
@@ -246,7 +251,7 @@ def _least_squares(
         gram = rows @ rows.transpose(0, 2, 1) - shared @ shared.transpose(0, 2, 1)
         right = rows @ here[..., None] - shared @ (here @ axes)[..., None]
         diagonal = np.einsum("iaa->ia", gram)
-        diagonal += np.where(diagonal > 0, ridge * diagonal, 1.0) + np.finfo(float).tiny
+        diagonal += np.where(diagonal > 0, ridge.ravel() * diagonal, 1.0) + np.finfo(float).tiny
         slopes[start : start + TOGETHER] = np.linalg.solve(gram, right).reshape(*some.shape, -1)
     return slopes
 

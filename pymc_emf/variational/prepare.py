@@ -10,7 +10,7 @@ import pymc as pm
 from pymc_emf.engine.devices import shardings
 from pymc_emf.engine.loop import CHUNK_SIZE, Chunk, compile_chunk, start_state
 from pymc_emf.engine.optimizers import Optimizer, make_optimizer
-from pymc_emf.layers.presets import SPARSE_FROM, Shape, asks_for_structure, make_layers
+from pymc_emf.layers.presets import SERIES_FROM, SPARSE_FROM, Shape, asks_for_structure, make_layers
 from pymc_emf.model.program import Program
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.options import LEARNING_RATE, FitOptions, Options
@@ -66,8 +66,10 @@ def prepare(program: Program, options: Options, rng: np.random.Generator) -> Pre
     structured = options.structured(program)
     target = Target(structured)
     structure = None
-    if asks_for_structure(options.layers) and structured.size > SPARSE_FROM:
+    if asks_for_structure(options.layers) and structured.size > SERIES_FROM:
         structure = _structure(target)
+        if structure is not None and not structure.closed and structured.size <= SPARSE_FROM:
+            structure = None
     order, closed = (None, set()) if structure is None else structure
     layers = make_layers(options.layers, Shape(structured.size, program.hubs, order), rng)
     objective = Objective(layers, structured, options.gradient, target)

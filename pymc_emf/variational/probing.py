@@ -84,8 +84,10 @@ def find_structure(
             neighbours = _find_neighbours(probe, core)
             if neighbours is not None:
                 order = eliminate(neighbours, core)
+                # a series whose scales follow that of its steps is worth what a dense one costs
+                fill = 1.0 if closed and order.n_steering else MAX_FILL
                 n_dense = size * (size + 1) / 2
-                if len(order.core) <= MAX_CORE and order.n_numbers <= MAX_FILL * n_dense:
+                if len(order.core) <= MAX_CORE and order.n_numbers <= fill * n_dense:
                     return Structure(order, closed)
         dense_ones = (core & gated) - closed
         if not dense_ones:
