@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 __version__ = version("pymc-emf")
 
+from pymc_emf.bambi import bambi_draws
 from pymc_emf.bijections import Bijection, bijection, register_bijection
 from pymc_emf.calibration.result import Calibration
 from pymc_emf.calibration.run import calibrate
@@ -78,6 +79,7 @@ __all__ = [
     "Spline",
     "StructuredLayer",
     "Subset",
+    "bambi_draws",
     "bijection",
     "calibrate",
     "compile",

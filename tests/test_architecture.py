@@ -16,7 +16,7 @@ ROWS = [
     {"engine", "model"},
     {"layers"},
     {"variational"},
-    {"calibration", "density"},
+    {"bambi", "calibration", "density"},
     {"plots"},
 ]
 ROW = {room: i for i, row in enumerate(ROWS) for room in row}

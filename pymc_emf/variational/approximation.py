@@ -2,7 +2,7 @@
 
 import os
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,12 +24,7 @@ from pymc_emf.variational.diagnosis import Diagnosis, diagnose
 from pymc_emf.variational.draws import Draws
 from pymc_emf.variational.fit_data import fit_dataset, gates_dataset
 from pymc_emf.variational.group import N_MOMENT_DRAWS, EMFGroup
-from pymc_emf.variational.importance import (
-    ELBO,
-    MIN_DRAWS,
-    estimate_elbo,
-    log_ratio,
-)
+from pymc_emf.variational.importance import ELBO, MIN_DRAWS, estimate_elbo, log_ratio
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.prepare import Prepared
 from pymc_emf.variational.record import FitRecord
@@ -158,6 +153,7 @@ class EMFApproximation(SingleGroupApproximation):
         return_inferencedata: bool = True,
         include_transformed: bool | None = None,
         importance: bool = False,
+        var_names: Collection[str] | None = None,
         **kwargs: Any,
     ) -> xr.DataTree:
         """Draw from the approximate posterior.
@@ -175,6 +171,8 @@ class EMFApproximation(SingleGroupApproximation):
         importance : bool
             Correct the draws by importance resampling: of ten times as many draws (and at least
             10,000), take some by their Pareto-smoothed weights. A draw may occur more than once.
+        var_names : collection of str, optional
+            Variables that the posterior shall have; by default all.
 
         Returns
         -------
@@ -191,7 +189,7 @@ class EMFApproximation(SingleGroupApproximation):
         Raises
         ------
         ValueError
-            If ``draws`` is not a positive integer.
+            If ``draws`` is not a positive integer, or there is no variable of such a name.
         NonFiniteDrawsError
             If next to no draw is a number that floats can hold, at which the model has a density.
             Where some are not, others take their place, with a warning.
@@ -216,7 +214,7 @@ class EMFApproximation(SingleGroupApproximation):
             flat, log_p, log_q = self._draws.finite(self._draws.weigh, values, draws, rng)
             stats = {"lp": log_p, "lq": log_q}
         stats = {name: array[None] for name, array in stats.items()}
-        tree = self._to_datatree(values, flat[None], stats, include_transformed)
+        tree = self._to_datatree(values, flat[None], stats, include_transformed, var_names)
         tree["sample_stats"].attrs |= attrs
         return tree
 
@@ -321,11 +319,13 @@ class EMFApproximation(SingleGroupApproximation):
             log_warnings(run_convergence_checks(tree, self.model))
         return tree
 
-    def _to_datatree(self, values, flat, stats, include_transformed: bool | None) -> xr.DataTree:
+    def _to_datatree(
+        self, values, flat, stats, include_transformed: bool | None, var_names=None
+    ) -> xr.DataTree:
         if include_transformed is None:
             include_transformed = getattr(self.groups[0], "include_transformed", False)
         fit = fit_dataset(self.gates, self.record)
-        return self._draws.to_datatree(values, flat, stats, fit, bool(include_transformed))
+        return self._draws.to_datatree(values, flat, stats, fit, include_transformed, var_names)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the approximation to a file, which :func:`pymc_emf.load` reads.

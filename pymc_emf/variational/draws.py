@@ -2,7 +2,7 @@
 
 import logging
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +37,32 @@ logger = logging.getLogger(__name__)
 MAX_REDRAWS = 20
 #: Draws among which importance resampling chooses, for each one that is asked for, and at least.
 OVERSAMPLING, MIN_CANDIDATES = 10, 10_000
+
+
+def fitting_dims(
+    name: str, shape: tuple[int, ...], dims: Sequence[str], lengths: Mapping[str, int]
+) -> list[Hashable]:
+    """Dims of a variable, None in the place of one that has another length than the axis.
+
+    PyMC does not compare the dims of a deterministic with its shape, and ArviZ stops at a
+    conflict. The last axes of the shape are those of the dims.
+    """
+    event = shape[len(shape) - len(dims) :]
+    fitting: list[Hashable] = list(dims)
+    for i, (dim, n) in enumerate(zip(dims, event, strict=True)):
+        if lengths[dim] != n:
+            fitting[i] = None
+            logger.warning(
+                "%s has %d elements along the dim %s, which has %d: the draws come without the "
+                "labels of %s. Give that axis of %s a dim of its own.",
+                name,
+                n,
+                dim,
+                lengths[dim],
+                dim,
+                name,
+            )
+    return fitting
 
 
 class Draws:
@@ -236,19 +262,34 @@ class Draws:
         sample_stats: Mapping[str, Any],
         fit: xr.Dataset,
         include_transformed: bool,
+        var_names: Collection[str] | None = None,
     ) -> xr.DataTree:
         """Put flat values, of shape (chain, draw, size), and what belongs to them into groups."""
         # of the model as it was fitted, whatever pm.set_data has done since
         frozen = self.program.frozen
         coords, dims = coords_and_dims_for_inferencedata(frozen)
+        lengths = {dim: int(length.eval()) for dim, length in frozen.dim_lengths.items()}
 
         def dataset(variables, **kwargs):
+            fitting: dict[Hashable, Sequence[Hashable]] = {
+                name: fitting_dims(name, array.shape, dims[name], lengths)
+                for name, array in variables.items()
+                if name in dims
+            }
             return dict_to_dataset(
-                variables, inference_library=pymc_emf, coords=coords, dims=dims, **kwargs
+                variables, inference_library=pymc_emf, coords=coords, dims=fitting, **kwargs
             )
 
+        posterior = self._posterior(values, flat, include_transformed)
+        if var_names is not None:
+            if unknown := [name for name in var_names if name not in posterior]:
+                raise ValueError(
+                    f"There is no {', '.join(unknown)} among the variables; there are "
+                    f"{', '.join(posterior)}."
+                )
+            posterior = {name: x for name, x in posterior.items() if name in var_names}
         groups = {
-            "posterior": dataset(self._posterior(values, flat, include_transformed)),
+            "posterior": dataset(posterior),
             "sample_stats": dataset(sample_stats),
             "fit": fit,
         }
