@@ -10,8 +10,8 @@ __all__ = ["Elimination", "Round", "dense", "eliminate"]
 
 #: An element with more neighbours is not eliminated, but joins the core.
 MAX_PARENTS = 24
-#: A core of more elements, beside those that join it, does not steer the scales of the others.
-MAX_STEERING = 8
+#: More common elements do not steer the scales of the others, nor those of more neighbours.
+MAX_STEERING, MAX_STEERED = 8, 8
 #: So few elements that are left are not worth another round.
 FEW_LEFT = 16
 
@@ -44,27 +44,28 @@ class Elimination:
     The core is drawn first, all of its elements together. Every other one has a mean that is
     linear in the core and in some of those that were drawn before it, its parents. The factor of
     a sparse precision matrix is of this form, with few parents if the order is well chosen (e.g.
-    Rue and Held, "Gaussian Markov Random Fields", 2005, chapter 2). Some of the core may steer:
-    the factor is another one where they have other values.
+    Rue and Held, "Gaussian Markov Random Fields", 2005, chapter 2). Of the core some are common,
+    such as the parameters of a hierarchy. If they are few, they steer: where they have other
+    values, the factor is another one.
 
     Attributes
     ----------
     core : ndarray
         Positions in the vector.
-    n_steering : int
-        Of how many of the core, the first ones, the scales of the others may be functions.
+    n_common : int
+        Number of those in the core, the first ones, with which all elements may interact.
     others : ndarray
         Positions of all others, in the order in which they are drawn: the reverse of that in
         which they are eliminated.
     rounds : tuple of Round
         From the first that is drawn to the last. Together they are ``others``.
-    neighbours : ndarray, shape (others, neighbours)
-        Places among the others of those with which each interacts given all other elements;
-        minus one where there are fewer.
+    neighbours : ndarray, shape (others and rest of the core, neighbours)
+        Of all that are not common, the others first: those with which each interacts given all
+        other elements, as places among them; minus one where there are fewer.
     """
 
     core: np.ndarray
-    n_steering: int
+    n_common: int
     others: np.ndarray
     rounds: tuple[Round, ...]
     neighbours: np.ndarray
@@ -72,6 +73,12 @@ class Elimination:
     @property
     def size(self) -> int:
         return len(self.core) + len(self.others)
+
+    @property
+    def n_steering(self) -> int:
+        """How many of the core, the first ones, steer the scales of the others."""
+        few = self.n_common <= MAX_STEERING and self.neighbours.shape[1] <= MAX_STEERED
+        return self.n_common if few else 0
 
     @cached_property
     def back(self) -> np.ndarray:
@@ -98,16 +105,16 @@ class Elimination:
     # --- as JSON holds it ----------------------------------------------------------------------
 
     def to_lists(self) -> list:
-        """Core, how many of it steer, others, the parents of every round, and neighbours."""
+        """Core, how many of it are common, others, the parents of every round, and neighbours."""
         rounds = [round.parents.tolist() for round in self.rounds]
         core, others = self.core.tolist(), self.others.tolist()
-        return [core, self.n_steering, others, rounds, self.neighbours.tolist()]
+        return [core, self.n_common, others, rounds, self.neighbours.tolist()]
 
     @classmethod
     def from_lists(
         cls,
         core: Sequence[int],
-        n_steering: int,
+        n_common: int,
         others: Sequence[int],
         rounds: Iterable[Sequence],
         neighbours: Sequence,
@@ -118,12 +125,12 @@ class Elimination:
             made.append(Round(first, _table(parents)))
             first += len(parents)
         table = _table(neighbours)
-        return cls(_positions(core), n_steering, _positions(others), tuple(made), table)
+        return cls(_positions(core), n_common, _positions(others), tuple(made), table)
 
 
 def dense(size: int) -> Elimination:
     """All elements in the core: any normal distribution."""
-    return Elimination.from_lists(range(size), 0, [], [], [])
+    return Elimination.from_lists(range(size), size, [], [], [])
 
 
 def _positions(numbers: Sequence[int]) -> np.ndarray:
@@ -151,8 +158,8 @@ def eliminate(neighbours: Sequence[set[int]], core: Iterable[int] = ()) -> Elimi
     core : iterable of int
         Elements with which all may interact; edges to them need not be given.
     """
-    steering = sorted(core)
-    core = set(steering)
+    common = sorted(core)
+    core = set(common)
     left = {i: neighbours[i] - core - {i} for i in range(len(neighbours)) if i not in core}
     taken: list[list[tuple[int, list[int]]]] = []
     while left:
@@ -182,15 +189,14 @@ def eliminate(neighbours: Sequence[set[int]], core: Iterable[int] = ()) -> Elimi
     if 2 * len(chosen) > len(left):
         taken.append(list(chosen.items()))
         left = {i: found for i, found in left.items() if i not in chosen}
-    joined = [*steering, *sorted(left)]
+    joined = sorted(left)
     core |= set(left)
     taken.reverse()
     others = [i for members in taken for i, _ in members]
-    place = {i: k for k, i in enumerate(others)}
+    place = {i: k for k, i in enumerate([*others, *joined])}
     rounds = [
         [[place[j] for j in parents if j not in core] for _, parents in members]
         for members in taken
     ]
-    beside = [sorted(place[j] for j in neighbours[i] if j in place and j != i) for i in others]
-    n_steering = len(steering) if len(steering) <= MAX_STEERING else 0
-    return Elimination.from_lists(joined, n_steering, others, rounds, beside)
+    beside = [sorted(place[j] for j in neighbours[i] if j in place and j != i) for i in place]
+    return Elimination.from_lists([*common, *joined], len(common), others, rounds, beside)

@@ -92,7 +92,7 @@ class ConditionalNormal:
     def n_coefficients(self) -> int:
         order = self.order
         n_products = (1 + order.neighbours.shape[1]) * (1 + order.n_steering)
-        return 1 + len(order.core) + n_products
+        return 1 + order.n_common + n_products
 
     def holds(self, point: np.ndarray) -> bool:
         """Whether a point is no further out than draws are."""
@@ -129,31 +129,23 @@ class ConditionalNormal:
                 others[:, round.places] += (coefficients * others[:, parents]).sum(axis=2)
         return self.loc + np.concatenate([core, others], axis=1)[:, order.back]
 
-    def shifted(
-        self, core: np.ndarray | None = None, others: np.ndarray | None = None
-    ) -> "ConditionalNormal":
-        """Around the draw of this noise."""
-        order = self.order
-        noise = np.zeros((1, order.size))
-        if others is not None:
-            noise[:, order.others] = others
-        if core is None:
-            return replace(self, loc=self.place(noise)[0])
-        noise[:, order.core] = core
-        changes = self._steering(noise[:, order.core])
+    def around(self, noise: np.ndarray) -> "ConditionalNormal":
+        """The same with the draw of this noise as its location."""
+        changes = self._steering(noise[None, self.order.core])
         log_scales, coefficients = (np.clip(changes @ x, -1, 1)[0] for x in self.steering)
         return replace(
             self,
-            loc=self.place(noise)[0],
+            loc=self.place(noise[None])[0],
             scales=self.scales * np.exp(log_scales),
             coefficients=self.coefficients + coefficients,
         )
 
-    def with_core_spread(self, factor: np.ndarray) -> "ConditionalNormal":
-        """With noise of the core that is this lower triangular matrix times other noise."""
-        n = self.order.n_steering
+    def with_common(self, factor: np.ndarray) -> "ConditionalNormal":
+        """With a lower triangular matrix times noise in the place of the common elements' noise."""
+        n, full = self.order.n_steering, np.eye(len(self.order.core))
+        full[: len(factor), : len(factor)] = factor
         steering = tuple(factor[:n, :n].T @ x for x in self.steering)
-        return replace(self, factor=self.factor @ factor, steering=steering)
+        return replace(self, factor=self.factor @ full, steering=steering)
 
     def split(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Noise of the core at points, and the core and the others less their location."""
@@ -189,41 +181,48 @@ class ConditionalNormal:
     # --- regression ----------------------------------------------------------------------------
 
     def regress(self, points: np.ndarray, scores: np.ndarray) -> "_Regression":
-        """Least squares of the score of every element outside of the core.
+        """Least squares of the score of every element that is not common.
 
-        On the core, on the element itself and its neighbours, and on the products of these with
-        those of the core that steer.
+        On the common ones, on the element itself and its neighbours, and on the products of these
+        with what steers.
         """
         order = self.order
-        core_noise, _, others = self.split(points)
-        on_core, others_scores = _OnCore(core_noise), scores[:, order.others]
-        along = on_core.fit(others)
-        members = np.column_stack([np.arange(others.shape[1]), order.neighbours])
+        core_noise, core, others = self.split(points)
+        on_common = _OnCommon(core_noise[:, : order.n_common])
+        elements = np.column_stack([others, core[:, order.n_common :]])
+        element_scores = scores[:, self.not_common]
+        along = on_common.fit(elements)
+        members = np.column_stack([np.arange(elements.shape[1]), order.neighbours])
         slopes = _least_squares(
-            (others - on_core.common @ along).T,
-            others_scores.T,
+            (elements - on_common.columns @ along).T,
+            element_scores.T,
             members,
             self._steering(core_noise).T,
-            on_core.common,
+            on_common.columns,
         )
-        found = on_core.fit(others_scores)
+        found = on_common.fit(element_scores)
         for of_member, places in zip(slopes[..., 0].T, members.T, strict=True):
             found -= np.where(places >= 0, of_member * along[:, places], 0.0)
         return _Regression(points, scores, found[0], found[1:].T, slopes)
 
+    @property
+    def not_common(self) -> np.ndarray:
+        """Positions of the others, and of the rest of the core."""
+        return np.concatenate([self.order.others, self.order.core[self.order.n_common :]])
 
-class _OnCore:
-    """Least squares on a constant and the core."""
 
-    def __init__(self, core_noise: np.ndarray):
-        self.common = np.column_stack([np.ones(len(core_noise)), core_noise])
-        gram = self.common.T @ self.common
+class _OnCommon:
+    """Least squares on a constant and the common elements."""
+
+    def __init__(self, noise: np.ndarray):
+        self.columns = np.column_stack([np.ones(len(noise)), noise])
+        gram = self.columns.T @ self.columns
         gram[np.diag_indices(len(gram))] *= 1 + RIDGE
         self._root = cho_factor(gram)
 
-    def fit(self, columns: np.ndarray) -> np.ndarray:
-        """Intercepts and slopes of columns, shape (1 + core, columns)."""
-        return cho_solve(self._root, self.common.T @ columns)
+    def fit(self, y: np.ndarray) -> np.ndarray:
+        """Intercepts and slopes of the columns of y, shape (1 + common, columns)."""
+        return cho_solve(self._root, self.columns.T @ y)
 
 
 def _least_squares(
@@ -258,65 +257,94 @@ def _least_squares(
 
 @dataclass(frozen=True)
 class _Regression:
-    """Slopes of the others' scores, which are minus the precisions, and what they come from.
+    """Slopes of scores, which are minus the precisions, and what they come from.
 
     Attributes
     ----------
     points, scores : ndarray, shape (draws, size)
-    gradient : ndarray, shape (others,)
+    gradient : ndarray, shape (not common,)
         Scores at the location.
-    in_core : ndarray, shape (others, core)
-        Slopes in the noise of the core.
-    own : ndarray, shape (others, 1 + neighbours, 1 + steering)
+    in_common : ndarray, shape (not common, common)
+        Slopes in the noise of the common elements.
+    own : ndarray, shape (not common, 1 + neighbours, 1 + steering)
         Slopes in the element itself and in its neighbours; how they change with what steers.
     """
 
     points: np.ndarray
     scores: np.ndarray
     gradient: np.ndarray
-    in_core: np.ndarray
+    in_common: np.ndarray
     own: np.ndarray
 
     def move(self, normal: ConditionalNormal, trust: float) -> ConditionalNormal:
         """The normal with these precisions and mean, as far as they can be trusted."""
-        return self._move_core(self._move_others(normal, trust), trust)
+        return self._move_common(self._move_others(normal, trust), trust)
 
     def _move_others(self, normal: ConditionalNormal, trust: float) -> ConditionalNormal:
-        """The others given the core."""
-        ways = normal.factorisation
-        variants = np.concatenate(
-            [self.own[..., :1], self.own[..., :1] + APART * self.own[..., 1:]], axis=2
-        )
-        precisions, coefficients, slopes = ways.conditionals(
-            -variants[:, 0], ways.edges(-variants[:, 1:]), -self.in_core, normal.scales, trust
-        )
-        log_scales = -np.log(precisions) / 2
-        changes = [
+        """All given the common elements."""
+        ways, order = normal.factorisation, normal.order
+        first, changes = self.own[..., :1], self.own[..., 1:]
+        variants = np.concatenate([first, first + APART * changes], axis=2)
+        given = ways.precisions(-variants, -self.in_common)
+        found = ways.conditionals(given, normal.scales, trust)
+        log_scales = -np.log(found.precisions) / 2
+        steering = tuple(
             np.clip((x[:, 1:] - x[:, :1]) / APART, -STEEPEST, STEEPEST).T
-            for x in (log_scales, coefficients)
-        ]
+            for x in (log_scales, found.coefficients)
+        )
+        # the rest of the core, given the common elements
+        n = order.n_common
+        factor, slopes = normal.factor.copy(), found.slopes.copy()
+        rest = factor[n:, n:] @ _toward(found.core[:, n:], factor[n:, n:], trust)
+        factor[n:, n:], factor[n:, :n] = rest, -rest @ (rest.T @ found.core[:, :n])
+        # slopes in the common elements themselves, not in their noise
+        slopes[:, :n] = solve_triangular(factor[:n, :n], slopes[:, :n].T, lower=True, trans="T").T
         moved = replace(
             normal,
             scales=np.exp(log_scales[:, 0]),
-            coefficients=coefficients[:, 0],
-            slopes=solve_triangular(normal.factor, slopes.T, lower=True, trans="T").T,
-            steering=tuple(changes),
+            coefficients=found.coefficients[:, 0],
+            slopes=slopes,
+            factor=factor,
+            steering=steering,
         )
-        # their mean, where the core is at its own
-        score = np.zeros((1, len(normal.loc)))
-        score[:, normal.order.others] = self.gradient
-        *_, pulled = moved.pull(normal.loc[None], score)
-        return moved.shifted(others=np.clip(pulled[0], -2 * trust, 2 * trust))
+        # their means, where the common elements are at their own
+        score, shift = np.zeros((1, order.size)), np.zeros(order.size)
+        score[:, normal.not_common] = self.gradient
+        _, _, (of_core,), (of_others,) = moved.pull(normal.loc[None], score)
+        shift[normal.not_common] = np.concatenate([of_others, of_core[n:]])
+        return moved.around(np.clip(shift, -2 * trust, 2 * trust))
 
-    def _move_core(self, normal: ConditionalNormal, trust: float) -> ConditionalNormal:
-        """The core, where the others follow it."""
-        core_noise, others_noise, core_scores, others_scores = normal.pull(self.points, self.scores)
-        on_core = _OnCore(core_noise)
-        # what the others' noise adds to the core's scores: as much as the core adds to theirs
-        in_core = on_core.fit(others_scores + others_noise)[1:]
-        intercept, *slopes = on_core.fit(core_scores - others_noise @ in_core.T)
-        precisions, axes = np.linalg.eigh(-(np.array(slopes) + np.array(slopes).T) / 2)
-        precisions = np.clip(precisions, np.exp(-trust), np.exp(2 * trust))
-        shift = axes @ np.clip(axes.T @ intercept / precisions, -2 * trust, 2 * trust)
-        turned = np.linalg.qr((axes / np.sqrt(precisions)).T, mode="r").T
-        return normal.shifted(core=shift).with_core_spread(turned * np.sign(np.diag(turned)))
+    def _move_common(self, normal: ConditionalNormal, trust: float) -> ConditionalNormal:
+        """The common elements, where all others follow them."""
+        n = normal.order.n_common
+        pulled = normal.pull(self.points, self.scores)
+        core_noise, others_noise, core_scores, others_scores = pulled
+        on_common = _OnCommon(core_noise[:, :n])
+        noise = np.column_stack([others_noise, core_noise[:, n:]])
+        scores = np.column_stack([others_scores, core_scores[:, n:]])
+        # what the others' noise adds to these scores: as much as these add to theirs
+        in_common = on_common.fit(scores + noise)[1:]
+        found = on_common.fit(core_scores[:, :n] - noise @ in_common.T)
+        precisions, axes = _clipped(-found[1:], trust)
+        shift = np.zeros(normal.order.size)
+        along = np.clip(axes.T @ found[0] / precisions, -2 * trust, 2 * trust)
+        shift[normal.order.core[:n]] = axes @ along
+        return normal.around(shift).with_common(_lower(axes / np.sqrt(precisions)))
+
+
+def _toward(precision: np.ndarray, factor: np.ndarray, trust: float) -> np.ndarray:
+    """Factor, in whitened coordinates, of a precision matrix as far as it can be trusted."""
+    precisions, axes = _clipped(factor.T @ precision @ factor, trust)
+    return _lower(axes / np.sqrt(precisions))
+
+
+def _clipped(precision: np.ndarray, trust: float) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues within the region of trust, and axes, of whitened precisions."""
+    precisions, axes = np.linalg.eigh((precision + precision.T) / 2)
+    return np.clip(precisions, np.exp(-trust), np.exp(2 * trust)), axes
+
+
+def _lower(root: np.ndarray) -> np.ndarray:
+    """Lower triangular factor of a covariance, from any other."""
+    factor = np.linalg.qr(root.T, mode="r").T
+    return factor * np.sign(np.diag(factor))

@@ -11,6 +11,24 @@ from pymc_emf.layers.elimination import Elimination, Round
 __all__ = ["Conditionals", "Factorisation"]
 
 
+class Precisions(NamedTuple):
+    """Of those that are not common, in several variants but for the core.
+
+    Attributes
+    ----------
+    diagonal : ndarray, shape (others, variants)
+    edges : ndarray, shape (coefficients, variants)
+        Between others.
+    in_core : ndarray, shape (others, core)
+    core : ndarray, shape (rest of the core, core)
+    """
+
+    diagonal: np.ndarray
+    edges: np.ndarray
+    in_core: np.ndarray
+    core: np.ndarray
+
+
 class Conditionals(NamedTuple):
     """Normal distributions of single elements given the core and their parents.
 
@@ -21,11 +39,14 @@ class Conditionals(NamedTuple):
         Of the parents.
     slopes : ndarray, shape (others, core)
         In the core, of the first variant.
+    core : ndarray, shape (rest of the core, core)
+        Precisions of the core, once all others have been eliminated.
     """
 
     precisions: np.ndarray
     coefficients: np.ndarray
     slopes: np.ndarray
+    core: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -60,15 +81,6 @@ class Factorisation:
         return known[i, j] if (i, j) in known else known[j, i]
 
     @cached_property
-    def neighbours(self) -> np.ndarray:
-        """Positions of the edges to the neighbours of each element; minus one if there is none."""
-        rows = [
-            [self._edge_between(i, j) if j >= 0 else -1 for j in row]
-            for i, row in enumerate(self.order.neighbours.tolist())
-        ]
-        return np.asarray(rows, dtype=np.intp).reshape(self.order.neighbours.shape)
-
-    @cached_property
     def _fills(self) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Edges between parents, by rounds: their positions, and those of the edges to both."""
         found, n_before = {}, 0
@@ -85,42 +97,62 @@ class Factorisation:
             n_before += round.parents.size
         return found
 
-    def edges(self, of_neighbours: np.ndarray) -> np.ndarray:
-        """Mean of what both elements of an edge say of it.
+    @cached_property
+    def _pairs(self) -> tuple[np.ndarray, ...]:
+        """Neighbours: rows and columns of their table, places of both; and edges, or -1."""
+        rows, columns = np.nonzero(self.order.neighbours >= 0)
+        beside, n_others = self.order.neighbours[rows, columns], len(self.order.others)
+        edges = [
+            self._edge_between(i, j) if max(i, j) < n_others else -1
+            for i, j in zip(rows.tolist(), beside.tolist(), strict=True)
+        ]
+        return rows, columns, beside, np.asarray(edges, dtype=np.intp)
+
+    def precisions(self, own: np.ndarray, in_common: np.ndarray) -> Precisions:
+        """Arrange precisions; of a pair the mean of what both say.
 
         Parameters
         ----------
-        of_neighbours : ndarray, shape (others, neighbours, variants)
+        own : ndarray, shape (others and rest of the core, 1 + neighbours, variants)
+            With the element itself, and with its neighbours.
+        in_common : ndarray, shape (others and rest of the core, common)
         """
-        size, variants = self.order.n_coefficients, of_neighbours.shape[-1]
-        total = np.zeros((size, variants))
-        there = self.neighbours >= 0
-        np.add.at(total, self.neighbours[there], of_neighbours[there] / 2)
-        return total
+        order, n_others = self.order, len(self.order.others)
+        rows, columns, beside, at = self._pairs
+        halves = own[rows, columns + 1] / 2
+        edges = np.zeros((order.n_coefficients, own.shape[-1]))
+        np.add.at(edges, at[at >= 0], halves[at >= 0])
+        first, n_rest = halves[:, 0], len(own) - n_others
+        in_rest, rest = np.zeros((n_others, n_rest)), np.diag(own[n_others:, 0, 0])
+        down, up = (
+            (rows < n_others) & (beside >= n_others),
+            (rows >= n_others) & (beside < n_others),
+        )
+        within = (rows >= n_others) & (beside >= n_others)
+        np.add.at(in_rest, (rows[down], beside[down] - n_others), first[down])
+        np.add.at(in_rest, (beside[up], rows[up] - n_others), first[up])
+        np.add.at(rest, (rows[within] - n_others, beside[within] - n_others), first[within])
+        np.add.at(rest, (beside[within] - n_others, rows[within] - n_others), first[within])
+        return Precisions(
+            own[:n_others, 0],
+            edges,
+            np.column_stack([in_common[:n_others], in_rest]),
+            np.column_stack([in_common[n_others:], rest]),
+        )
 
-    def conditionals(
-        self,
-        diagonal: np.ndarray,
-        edges: np.ndarray,
-        in_core: np.ndarray,
-        scales: np.ndarray,
-        trust: float,
-    ) -> Conditionals:
+    def conditionals(self, given: Precisions, scales: np.ndarray, trust: float) -> Conditionals:
         """Eliminate one round after the other.
 
         Parameters
         ----------
-        diagonal : ndarray, shape (others, variants)
-        edges : ndarray, shape (coefficients, variants)
-        in_core : ndarray, shape (others, core)
-            Precisions of each with the core, of the first variant.
+        given : Precisions
         scales : ndarray, shape (others,)
             Of the conditional distributions that are known.
         trust : float
             Log of the factor by which a precision may be lower than these say; it may be higher
             by the square.
         """
-        diagonal, edges, in_core = diagonal.copy(), edges.copy(), in_core.copy()
+        diagonal, edges, in_core, core = (x.copy() for x in given)
         precisions, slopes = np.empty_like(diagonal), np.empty_like(in_core)
         lowest, highest = np.exp(-trust), np.exp(2 * trust)
         n_after = len(edges)
@@ -132,12 +164,13 @@ class Factorisation:
             share = np.where(known > highest, highest / np.maximum(known, highest), 1.0)
             beside = share[:, :1] * in_core[here]
             precisions[here], slopes[here] = precision, -beside / precision[:, :1]
+            core += beside[:, self.order.n_common :].T @ slopes[here]
             if width:
                 own = slice(n_after - round.parents.size, n_after)
                 edges[own] *= np.repeat(share, width, axis=0)
                 self._take_out(round, own, precision, beside, (diagonal, edges, in_core))
             n_after -= round.parents.size
-        return Conditionals(precisions, edges, slopes)
+        return Conditionals(precisions, edges, slopes, core)
 
     def _take_out(
         self,
