@@ -14,8 +14,9 @@ __all__ = ["Structure", "find_structure"]
 FEW_ELEMENTS, N_TRIED = 64, 8
 #: An element that interacts with a larger share of all others belongs to the core.
 MAX_SHARE = 0.1
-#: The core is no larger, and the factor no fuller: a dense one would serve as well.
-MAX_CORE, MAX_FILL = 500, 0.3
+#: The core is no larger, no element has more neighbours, and the factor is no fuller than a dense
+#: one, but for what is left out at the edges: otherwise that would serve as well.
+MAX_CORE, MAX_NEIGHBOURS, MAX_FILL = 500, 64, 1.1
 #: A longer vector gets no dense factor.
 MAX_DENSE = 600
 #: Colours by which the others are tried together, and how often they are dealt anew.
@@ -84,15 +85,18 @@ def find_structure(
             neighbours = _find_neighbours(probe, core)
             if neighbours is not None:
                 order = eliminate(neighbours, core)
-                # a series whose scales follow that of its steps is worth what a dense one costs
-                fill = 1.0 if closed and order.n_steering else MAX_FILL
-                n_dense = size * (size + 1) / 2
-                if len(order.core) <= MAX_CORE and order.n_numbers <= fill * n_dense:
+                if _is_sparse(order):
                     return Structure(order, closed)
         dense_ones = (core & gated) - closed
         if not dense_ones:
             return Structure(dense(size), set()) if size <= MAX_DENSE else None
         closed |= dense_ones
+
+
+def _is_sparse(order: Elimination) -> bool:
+    n_dense = order.size * (order.size + 1) / 2
+    few = len(order.core) <= MAX_CORE and order.neighbours.shape[1] <= MAX_NEIGHBOURS
+    return few and order.n_numbers <= MAX_FILL * n_dense
 
 
 class _Probe:
