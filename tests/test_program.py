@@ -326,6 +326,13 @@ def test_bad_models(build, error, match):
         Program(model)
 
 
+def test_data_that_were_cast_may_change():
+    with pm.Model() as model:
+        pm.Normal("y", pm.Normal("x"), observed=pm.Data("integers", [1, 2, 3]))
+    (data,) = Program(model, data_may_change=True).data.values()
+    assert data.get_value().tolist() == [1.0, 2.0, 3.0]
+
+
 def test_nested_model_is_refused():
     with pm.Model():
         with pm.Model(name="inner") as inner:

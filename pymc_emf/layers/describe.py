@@ -11,7 +11,7 @@ import pymc as pm
 from rich.console import Console
 from rich.table import Table
 
-from pymc_emf.bijections.core.base import bypass_reason
+from pymc_emf.bijections.core.base import bypass_reason, distribution
 from pymc_emf.layers.structured import StructuredLayer, family_name
 from pymc_emf.rolling import Batch
 
@@ -105,7 +105,7 @@ def describe(model: pm.Model) -> Description:
     rows = []
     for site in layer.program.sites:
         if site.name in layer.bypassed:
-            embedding = f"bypassed: {bypass_reason(site.rv.owner.op)}"
+            embedding = f"bypassed: {bypass_reason(distribution(site.rv))}"
         elif site.name in layer.strategy.places:
             embedding = "embedded"
         else:

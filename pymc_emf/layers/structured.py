@@ -15,7 +15,7 @@ from pytensor.tensor.sharedvar import SharedVariable
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.bijections import Bijection, Identity, bijection_from_rv
-from pymc_emf.bijections.core.base import bypass_reason
+from pymc_emf.bijections.core.base import bypass_reason, distribution
 from pymc_emf.exceptions import EmbeddingError
 from pymc_emf.layers.base import Layer
 from pymc_emf.layers.gates import Gate, Gates, gate_parameter
@@ -269,7 +269,7 @@ def _embedding(site: Site, rv: TensorVariable, embed: bool | Literal["strict"]) 
         under = "" if site.transform is None else f" with the transform {site.transform}"
         raise EmbeddingError(
             f"The variable {site.name} ({family_name(rv)}{under}) cannot be embedded: "
-            f"{bypass_reason(rv.owner.op)}; give it another prior, register a bijection by "
+            f"{bypass_reason(distribution(rv))}; give it another prior, register a bijection by "
             "pymc_emf.register_bijection, or bypass the variable by embed=True."
         )
     return Identity()
@@ -297,6 +297,6 @@ def _misfits(program: Program, embed: bool | Literal["strict"]) -> list[str]:
 
 def family_name(rv: TensorVariable) -> str:
     """Name of a variable's distribution, as PyMC prints it."""
-    op = rv.owner.op
+    op = distribution(rv)
     printed = getattr(op, "_print_name", None)
     return printed[0] if printed else type(op).__name__.removesuffix("RV")

@@ -19,6 +19,7 @@ from pytensor.tensor.variable import TensorVariable
 from pymc_emf.model.density import LogDensity, log_density, split_batches
 from pymc_emf.model.freeze import freeze
 from pymc_emf.model.grouping import Grouping, group, make_plan
+from pymc_emf.model.lowering import has_dims, lower_graphs
 from pymc_emf.model.parameter import Trainable, trainable
 from pymc_emf.model.site import Site, SitePattern, leaves
 from pymc_emf.rolling import Batch, Body, Input, Loop, Values, evaluate
@@ -112,6 +113,21 @@ class Program:
         return sorted(places)
 
     # --- the frozen model ---------------------------------------------------------------------
+
+    @cached_property
+    def symbolic(self) -> pm.Model:
+        """The model for PyMC's symbolic interface, which takes no variables of pymc.dims."""
+        return self.frozen if has_dims(self.model) else self.model
+
+    def in_tensors(self, nodes: Any) -> Any:
+        """Nodes of the user's model, one or several, as nodes of ``symbolic``."""
+        if self.symbolic is self.model:
+            return nodes
+        several = isinstance(nodes, list | tuple)
+        names = [rv.name for rv in self.model.basic_RVs]
+        stand_ins = {self.model[name]: self.frozen[name] for name in names}
+        lowered = lower_graphs(nodes if several else [nodes], stand_ins)
+        return lowered if several else lowered[0]
 
     @cached_property
     def parameters(self) -> list[Trainable]:

@@ -65,7 +65,7 @@ class EMFApproximation(SingleGroupApproximation):
 
     def __init__(self, prepared: Prepared, random_seed: RandomState = None):
         with prepared.model:
-            super().__init__(objective=prepared.objective, model=prepared.model)
+            super().__init__(objective=prepared.objective, model=prepared.program.symbolic)
         self.prepared = prepared
         self.objective: Objective = prepared.objective
         self.record = FitRecord()
@@ -76,11 +76,7 @@ class EMFApproximation(SingleGroupApproximation):
 
     @property
     def values(self) -> list[np.ndarray]:
-        """Values of ``objective.variables``.
-
-        PyMC's symbolic interface reads the variables, and its own loop and optimisers write them;
-        everything else takes these values as an argument.
-        """
+        """Values of ``objective.variables``, which PyMC's loop and symbolic interface use."""
         return [v.get_value() for v in self.objective.variables]
 
     def adopt(self, values: Values, record: FitRecord | None = None) -> None:
@@ -127,6 +123,10 @@ class EMFApproximation(SingleGroupApproximation):
         return f"EMFApproximation[{self.objective.size}: {layers}]"
 
     # --- PyMC's symbolic interface -------------------------------------------------------
+
+    def sample_node(self, node, *args, **kwargs):
+        """Sample nodes over the posterior as PyMC does, also those of pymc.dims."""
+        return super().sample_node(self.objective.program.in_tensors(node), *args, **kwargs)
 
     def symbolic_sample_over_posterior(self, node, more_replacements=None):
         """Vectorise over draws, where PyMC scans over them one by one."""

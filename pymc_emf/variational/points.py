@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
+import xarray as xr
 
 from pymc.initial_point import make_initial_point_fn
 from pytensor.graph.basic import Variable
+from pytensor.graph.traversal import ancestors
+from pytensor.xtensor.type import XTensorVariable
 
 from pymc_emf.engine.graph import evaluate_once
 from pymc_emf.exceptions import BadStartError
@@ -26,11 +29,19 @@ N_PRIOR_DRAWS = 200
 
 def user_point(program: Program, start: Mapping[str, Any] | None) -> dict[str, np.ndarray] | None:
     """Unconstrained values of a start, or of the model's own ``initval``; None without either."""
-    model = program.model
-    initvals = [x for x in model.rvs_to_initial_values.values() if not isinstance(x, str)]
-    if start is None and all(initval is None for initval in initvals):
+    initvals = {
+        str(rv.name): initval
+        for rv, initval in program.model.rvs_to_initial_values.items()
+        if initval is not None
+    }
+    if start is None and all(isinstance(initval, str) for initval in initvals.values()):
         return None
-    start = dict(start or {})
+    for name, initval in initvals.items():
+        if isinstance(initval, Variable) and {*ancestors([initval])} & {*program.model.free_RVs}:
+            raise ValueError(
+                f"The initval of {name} depends on other random variables; give it a value."
+            )
+    start = {name: _in_order(program, name, value) for name, value in (start or {}).items()}
     shapes = {site.value_name: site.shape for site in program.sites_in_model_order}
     shapes |= {site.name: site.rv_shape for site in program.sites_in_model_order}
     for name, value in start.items():
@@ -43,14 +54,23 @@ def user_point(program: Program, start: Mapping[str, Any] | None) -> dict[str, n
             raise ValueError(
                 f"The start of {name} must have shape {shapes[name]}, got {np.shape(value)}."
             )
+    given = {name: _in_order(program, name, initval) for name, initval in initvals.items()}
     point = make_initial_point_fn(
-        model=model, overrides=start, jitter_rvs=set(), return_transformed=True
+        model=program.frozen, overrides=given | start, jitter_rvs=set(), return_transformed=True
     )(0)
     for site in program.sites:
         if not np.isfinite(point[site.value_name]).all():
             of = "start" if {site.name, site.value_name} & start.keys() else "initval"
             raise BadStartError(f"The {of} of {site.name} lies outside of its support.")
     return point
+
+
+def _in_order(program: Program, name: str, value: Any) -> Any:
+    """Return what has names for its dimensions as a tensor or an array, in the model's order."""
+    dims = program.frozen.named_vars_to_dims.get(name, ())
+    if isinstance(value, xr.DataArray | XTensorVariable) and {*value.dims} == {*dims}:
+        value = value.transpose(*dims)
+    return value.values if isinstance(value, xr.DataArray | XTensorVariable) else value
 
 
 def point_in_noise(target: Target, point: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -9,6 +9,7 @@ import pytensor.tensor as pt
 
 from pymc.logprob.transforms import Transform
 from pytensor.graph.op import Op
+from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.sharedvar import SharedVariable
 from pytensor.tensor.variable import TensorVariable
 
@@ -173,6 +174,12 @@ def register_bypass(op_type: type[Op], reason: str) -> None:
     """Say that a family is never embedded, and why."""
     _REASONS[op_type] = reason
     _build.register(op_type)(lambda op, rv, transform: None)
+
+
+def distribution(rv: TensorVariable) -> Op:
+    """Op of a variable's distribution, in whatever order its axes stand."""
+    op = rv.owner.op
+    return distribution(rv.owner.inputs[0]) if isinstance(op, DimShuffle) else op
 
 
 def bypass_reason(op: Op) -> str:

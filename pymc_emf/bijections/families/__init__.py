@@ -8,6 +8,7 @@ from pymc_emf.bijections.families import (  # noqa: F401
     mixture,
     multivariate,
     ordered,
+    shuffled,
     simplex,
     student,
     time_series,

@@ -53,8 +53,8 @@ from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.bijections.core.base import Bijection, bijection_from_rv, register_bijection
-from pymc_emf.bijections.core.compose import Rearranged
 from pymc_emf.bijections.families.recursion import Recursion, values_before
+from pymc_emf.bijections.families.shuffled import shuffle
 from pymc_emf.bijections.families.transformed import (
     Step,
     image,
@@ -126,7 +126,7 @@ def measurable_bijection(
         return _transformed(variable, transform, given)
     if isinstance(op, MeasurableDimShuffle):
         site = measurable_bijection(inputs[0], transform, given)
-        return None if site is None else _shuffled(site, op)
+        return None if site is None else shuffle(site, op)
     if isinstance(op, MeasurableMakeVector | MeasurableJoin):
         return _joined(variable, transform, given)
     if isinstance(op, MeasurableScan):
@@ -207,14 +207,6 @@ def _transformed(
         bounds = image_of_transform(transform, bounds)
     unbounded = bounds == (-np.inf, np.inf)
     return transformed(site, steps, gateable=unbounded)
-
-
-def _shuffled(site: Bijection, op: MeasurableDimShuffle) -> Bijection:
-    """Put the axes in another order, drop those of length one, ..."""
-    position = {axis: i for i, axis in enumerate(op.new_order) if axis != "x"}
-    n_axes = len(position) + len(op.drop)
-    undo = [position.get(axis, "x") for axis in range(n_axes)]
-    return Rearranged(site, lambda x: x.dimshuffle(undo), lambda x: x.dimshuffle(op.new_order))
 
 
 @dataclass(frozen=True)
