@@ -216,11 +216,11 @@ def random_walk(n_steps, step=0.5):
 
 @pytest.fixture(scope="module")
 def walked():
-    score, mean, sd = random_walk(120)
-    found = find_structure(lambda closed: score, 121, [np.array([0]), np.arange(1, 121)], set())
+    score, mean, sd = random_walk(400)
+    found = find_structure(lambda closed: score, 401, [np.array([0]), np.arange(1, 401)], set())
     family = family_of(found.order)
     with threadpool_limits(1, user_api="blas"):  # for so little, threads wait for each other
-        result = regress_scores(score, np.zeros(121), 1.0, np.random.default_rng(1), family)
+        result = regress_scores(score, np.zeros(401), 1.0, np.random.default_rng(1), family)
     return score, result, mean, sd
 
 
@@ -229,8 +229,8 @@ def test_scales_follow_a_common_step(walked):
     _, result, mean, sd = walked
     normal = result.normal
     assert normal.order.core[0] == 0 and normal.order.n_steering == 1
-    assert normal.loc[0] == pytest.approx(mean, abs=0.2 * sd)
-    assert normal.factor[0, 0] == pytest.approx(sd, rel=0.1)
+    assert normal.loc[0] == pytest.approx(mean, abs=0.25 * sd)
+    assert normal.factor[0, 0] == pytest.approx(sd, rel=0.12)
     assert result.sd < 1.0
 
 
@@ -239,7 +239,7 @@ def test_pull(walked):
     score, result, _, _ = walked
     normal = result.normal
     rng = np.random.default_rng(2)
-    noise, direction = rng.normal(size=(2, 1, 121))
+    noise, direction = rng.normal(size=(2, 1, 401))
     points = normal.place(noise)
     core, others, core_scores, others_scores = normal.pull(points, score(points)[1])
     order = normal.order

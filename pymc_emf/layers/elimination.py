@@ -1,8 +1,9 @@
 """The order in which the elements of a sparse precision matrix are eliminated."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 
@@ -10,6 +11,8 @@ __all__ = ["Elimination", "Round", "dense", "eliminate"]
 
 #: An element with more neighbours is not eliminated, but joins the core.
 MAX_PARENTS = 24
+#: From so many neighbours on, elements are drawn given all others, if so large a share can be.
+MANY_PARENTS, SHARE_APART = 8, 0.4
 #: More common elements do not steer the scales of the others, nor those of more neighbours.
 MAX_STEERING, MAX_STEERED = 8, 8
 #: So few elements that are left are not worth another round.
@@ -144,6 +147,30 @@ def _table(rows: Sequence) -> np.ndarray:
     return np.asarray(filled, dtype=np.intp).reshape(len(rows), width)
 
 
+def _apart(neighbours: Mapping[int, set[int]]) -> set[int]:
+    """Many elements of which no two are neighbours.
+
+    The next is always one of which the fewest neighbours are still to be had.
+    """
+    free = {i: len(found) for i, found in neighbours.items()}
+    queue = [(n, i) for i, n in free.items()]
+    heapify(queue)
+    found: set[int] = set()
+    gone: set[int] = set()
+    while queue:
+        n, i = heappop(queue)
+        if i in gone or n != free[i]:
+            continue
+        found.add(i)
+        blocked = neighbours[i] - gone
+        gone |= blocked | {i}
+        for j in blocked:
+            for k in neighbours[j] - gone:
+                free[k] -= 1
+                heappush(queue, (free[k], k))
+    return found
+
+
 def eliminate(neighbours: Sequence[set[int]], core: Iterable[int] = ()) -> Elimination:
     """Order elements so that few depend on few.
 
@@ -164,6 +191,13 @@ def eliminate(neighbours: Sequence[set[int]], core: Iterable[int] = ()) -> Elimi
     taken: list[list[tuple[int, list[int]]]] = []
     while left:
         fewest = min(map(len, left.values()))
+        if fewest > MANY_PARENTS:
+            # of two crossed factors, all levels of one can be drawn given those of the other
+            apart = _apart(left)
+            if len(apart) >= SHARE_APART * len(left):
+                taken.append([(i, []) for i in apart])
+                left = {i: found for i, found in left.items() if i not in apart}
+                break
         if fewest > MAX_PARENTS or (fewest > 0 and len(left) <= FEW_LEFT):
             break
         chosen: dict[int, list[int]] = {}
@@ -181,14 +215,6 @@ def eliminate(neighbours: Sequence[set[int]], core: Iterable[int] = ()) -> Elimi
         for i in chosen:
             del left[i]
         taken.append(list(chosen.items()))
-    # of those left, the ones that do not interact can still be drawn given all others
-    chosen = {}
-    for i in sorted(left, key=lambda i: (len(left[i]), i)):
-        if not left[i] & chosen.keys():
-            chosen[i] = []
-    if 2 * len(chosen) > len(left):
-        taken.append(list(chosen.items()))
-        left = {i: found for i, found in left.items() if i not in chosen}
     joined = sorted(left)
     core |= set(left)
     taken.reverse()

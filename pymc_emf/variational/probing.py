@@ -19,8 +19,9 @@ MAX_SHARE = 0.1
 MAX_CORE, MAX_NEIGHBOURS, MAX_FILL = 500, 64, 1.1
 #: A longer vector gets no dense factor.
 MAX_DENSE = 600
-#: Colours by which the others are tried together, and how often they are dealt anew.
-MIN_COLORS, MAX_COLORS, MAX_DEALS = 32, 128, 8
+#: Of so many others each is tried alone. Of more, several by one colour, as many as these, and
+#: the colours are dealt anew so often.
+ALONE, COLORS, MAX_DEALS = 700, 128, 8
 #: Candidates that are looked at together.
 MAX_CANDIDATES = 5_000_000
 #: Standard deviation of the points and of the moves.
@@ -155,7 +156,7 @@ def _find_neighbours(probe: _Probe, core: set[int]) -> list[set[int]] | None:
     """Elements outside of the core with which each of them interacts; None if with too many."""
     size = len(probe.point)
     others = np.array([i for i in range(size) if i not in core], dtype=np.intp)
-    n_colors = int(np.clip(len(others) // 32, MIN_COLORS, MAX_COLORS))
+    n_colors = len(others) if len(others) <= ALONE else COLORS
     deals: list[tuple[np.ndarray, np.ndarray]] = []
     pairs = None
     for _ in range(MAX_DEALS):
@@ -164,12 +165,13 @@ def _find_neighbours(probe: _Probe, core: set[int]) -> list[set[int]] | None:
         if answers.mean() > 0.5:
             return None
         deals.append((colors, answers))
-        if len(deals) < 2:
+        if len(deals) < 2 and n_colors < len(others):
             continue
         found = _always_together(deals)
-        if pairs is not None and len(found) == len(pairs):
-            break
+        settled = pairs is not None and len(found) == len(pairs)
         pairs = found
+        if settled or n_colors == len(others):
+            break
     neighbours: list[set[int]] = [set() for _ in range(size)]
     assert pairs is not None
     for i, j in others[pairs].tolist():
