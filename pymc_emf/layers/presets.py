@@ -76,15 +76,15 @@ def _coupling(shape: Shape, rng: np.random.Generator) -> list[Bijection]:
 
 
 def _sparse(size: int, order: Elimination, rng: np.random.Generator) -> list[Bijection]:
-    # The core, on which all others depend, gets the layers of a small model.
-    core = order.core
-    if not len(core):
+    # The common elements, on which all others depend, get the layers of a small model.
+    common = order.core[: order.n_common]
+    if not len(common):
         return [ConditionalAffine(order)]
-    own = [Spline(len(core)), *_autoregressive(len(core), rng)]
-    if len(core) == size:
+    own = [Spline(len(common)), *_autoregressive(len(common), rng)]
+    if len(common) == size:
         return [*own, ConditionalAffine(order)]
-    steering = Coupling(size, core, random_seed=rng)
-    return [*(Subset(layer, core, size) for layer in own), steering, ConditionalAffine(order)]
+    steering = Coupling(size, common, random_seed=rng)
+    return [*(Subset(layer, common, size) for layer in own), steering, ConditionalAffine(order)]
 
 
 def _autoregressive(size: int, rng: np.random.Generator) -> list[Bijection]:
