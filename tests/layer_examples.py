@@ -49,7 +49,8 @@ def sparse_spread():
         0.3 * rng.normal(size=(2, 3)),
         0.2 * coefficients * rng.normal(size=(2, len(coefficients))),
     )
-    return np.array([0.5, 2.0, 3.0]), coefficients, rng.normal(size=(3, 2)), factor, *changes
+    sd = np.array([1.0, 2.0, 3.0])
+    return np.array([0.5, 2.0, 3.0]), coefficients, rng.normal(size=(3, 2)), factor, *changes, sd
 
 
 LAYERS = {
@@ -62,6 +63,9 @@ LAYERS = {
     "MaskedAutoregressive reversed": lambda: masked(reverse=True),
     "MaskedAutoregressive one hidden": lambda: masked(hidden=(4,)),
     "ConditionalAffine": lambda: framed(emf.ConditionalAffine(sparse()), *sparse_spread()),
+    "ConditionalAffine with networks": lambda: framed(
+        emf.ConditionalAffine(sparse(), hidden=3, random_seed=0), *sparse_spread()
+    ),
     "Subset": lambda: emf.Subset(masked(2), [3, 1], size=SIZE),
     "Subset of an affine layer": lambda: emf.Subset(emf.LowerTriangular(3), [0, 4, 2], size=SIZE),
     "Coupling": lambda: emf.Coupling(SIZE, [3, 1], hidden=(8,), dtype="float64", random_seed=0),

@@ -22,23 +22,40 @@ class ConditionalAffine(ElementwiseFramed):
     :math:`x_c`, as the increments of a random walk follow its step, or the members of a group
     their common scale.
 
+    With ``hidden`` a small network for each element with parents adds to this: from their
+    standardised :math:`z_j` a shift and a log scale, bounded, of its :math:`x_i`. Both directions
+    are as cheap, and the networks start at zero.
+
     Groups of a hierarchy depend on its common parameters and not on each other, members of a
     series on their neighbours: cost and memory are proportional to the length of the vector.
-    All but :math:`\mu` and :math:`\sigma` is the frame, which the start sets.
+    All but :math:`\mu`, :math:`\sigma` and the networks is the frame, which the start sets.
 
     Starts as the identity.
 
     Parameters
     ----------
     elimination : Elimination
+    hidden : int
+        Width of the hidden layer of the networks; zero for none.
+    random_seed : int, RandomState or Generator, optional
+        For their initial weights.
     """
 
     dense = False
     rank = 0
 
-    def __init__(self, elimination: Elimination):
-        self.elimination = elimination
+    def __init__(
+        self,
+        elimination: Elimination,
+        hidden: int = 0,
+        random_seed: int | np.random.Generator | None = None,
+    ):
+        self.elimination, self.hidden = elimination, hidden
         super().__init__(elimination.size)
+        rng, n_others = np.random.default_rng(random_seed), len(elimination.others)
+        self.weights = parameter(rng.normal(size=(elimination.n_coefficients, hidden)), "weights")
+        self.biases = parameter(rng.normal(size=(n_others, hidden)), "biases")
+        self.out = parameter(np.zeros((n_others, hidden, 2)), "out")
         first = self._first_frame()
         self.frame_log_scale = parameter(np.log(first[0]), "frame_log_scale")
         self.frame_coefficients = parameter(first[1], "frame_coefficients")
@@ -46,6 +63,7 @@ class ConditionalAffine(ElementwiseFramed):
         self.frame_core = parameter(first[3], "frame_core")
         self.frame_scale_changes = parameter(first[4], "frame_scale_changes")
         self.frame_coefficient_changes = parameter(first[5], "frame_coefficient_changes")
+        self.frame_sd = parameter(first[6], "frame_sd")
 
     def _first_frame(self) -> tuple[np.ndarray, ...]:
         """All of the frame but the location: independent elements of scale one."""
@@ -58,7 +76,13 @@ class ConditionalAffine(ElementwiseFramed):
             np.eye(n_core),
             np.zeros((n_steering, n_others)),
             np.zeros((n_steering, order.n_coefficients)),
+            np.ones(n_others),
         )
+
+    @property
+    def parameters(self):
+        networks = [self.weights, self.biases, self.out] if self.hidden else []
+        return [*super().parameters, *networks]
 
     def _given(self, core_noise):
         """Log scales and coefficients of the others, from the noise of the core."""
@@ -69,27 +93,49 @@ class ConditionalAffine(ElementwiseFramed):
         )
 
     def _log_det(self, log_scales):
-        frame = log_scales.sum() + pt.log(pt.diag(self.frame_core)).sum()
+        frame = pt.log(pt.diag(self.frame_core)).sum() + sum(x.sum() for x in log_scales)
         return self.log_scale.sum() + frame
 
-    def _among(self, coefficients, drawn, round):
+    def _among(self, coefficients, others, round):
         """What the parents outside of the core add to the elements of a round."""
         used = (round.parents >= 0).astype("int8")
         own = self.elimination.coefficients_of(coefficients, round)
-        return (used * own * drawn[np.maximum(round.parents, 0)]).sum(axis=1)
+        return (used * own * others[np.maximum(round.parents, 0)]).sum(axis=1)
+
+    def _bent(self, others, round):
+        """Shift and log scale of the elements of a round, from those of its parents."""
+        there, parents = round.parents >= 0, np.maximum(round.parents, 0)
+        inputs = there * others[parents] / self.frame_sd[parents]
+        # networks of one layer, each with weights of its own
+        weights = self.elimination.coefficients_of(self.weights.T, round)
+        hidden = pt.tanh((weights * inputs).sum(axis=2).T + self.biases[round.places])
+        bent = (hidden[:, :, None] * self.out[round.places]).sum(axis=1)
+        return bent[:, 0], pt.tanh(bent[:, 1])
+
+    def _from_parents(self, log_scales, coefficients, others, round):
+        """Shift and log scale of the noise of a round, and what is added to it."""
+        own = log_scales[round.places]
+        if not round.parents.shape[1]:
+            return pt.zeros_like(own), own, pt.zeros_like(own)
+        among = self._among(coefficients, others, round)
+        if not self.hidden:
+            return pt.zeros_like(own), own, among
+        shift, bent = self._bent(others, round)
+        return shift, own + bent, among
 
     def forward(self, noise):
         order = self.elimination
         inner = self.loc + pt.exp(self.log_scale) * noise
         core = self.frame_core @ inner[order.core]
-        log_scales, coefficients = self._given(inner[order.core])
-        alone = pt.exp(log_scales) * inner[order.others] + self.frame_slopes @ core
-        drawn = alone[:0]
+        base, coefficients = self._given(inner[order.core])
+        own, along = inner[order.others], self.frame_slopes @ core
+        drawn, log_scales = own[:0], []
         for round in order.rounds:
-            new = alone[round.places]
-            if round.parents.shape[1]:
-                new = new + self._among(coefficients, drawn, round)
+            shift, log_scale, among = self._from_parents(base, coefficients, drawn, round)
+            here = round.places
+            new = pt.exp(log_scale) * (own[here] + shift) + along[here] + among
             drawn = pt.concatenate([drawn, new])
+            log_scales.append(log_scale)
         value = self.frame_loc + pt.concatenate([core, drawn])[order.back]
         return value, self._log_det(log_scales)
 
@@ -98,14 +144,13 @@ class ConditionalAffine(ElementwiseFramed):
         centred = value - self.frame_loc
         core, others = centred[order.core], centred[order.others]
         inner_core, _ = TriangularAffine(pt.zeros_like(core), self.frame_core).inverse(core)
-        log_scales, coefficients = self._given(inner_core)
-        alone = others - self.frame_slopes @ core
-        pieces = [inner_core]
+        base, coefficients = self._given(inner_core)
+        along, pieces, log_scales = self.frame_slopes @ core, [inner_core], []
         for round in order.rounds:
-            own = alone[round.places]
-            if round.parents.shape[1]:
-                own = own - self._among(coefficients, others, round)
-            pieces.append(own * pt.exp(-log_scales[round.places]))
+            shift, log_scale, among = self._from_parents(base, coefficients, others, round)
+            here = round.places
+            pieces.append((others[here] - along[here] - among) * pt.exp(-log_scale) - shift)
+            log_scales.append(log_scale)
         inner = pt.concatenate(pieces)[order.back]
         return (inner - self.loc) * pt.exp(-self.log_scale), -self._log_det(log_scales)
 
@@ -119,11 +164,12 @@ class ConditionalAffine(ElementwiseFramed):
             self.frame_core,
             self.frame_scale_changes,
             self.frame_coefficient_changes,
+            self.frame_sd,
         ]
 
     @property
     def hyperparameters(self):
-        return {"elimination": self.elimination.to_lists()}
+        return {"elimination": self.elimination.to_lists(), "hidden": self.hidden}
 
     def set_frame(self, values, loc, *spread):
         """Set the frame, by default with unit scales and without coefficients.
@@ -134,15 +180,16 @@ class ConditionalAffine(ElementwiseFramed):
         loc : ndarray, shape (size,)
         *spread
             Scales of the others in their order, coefficients, slopes in the core, the triangular
-            factor of the core, and by how much log scales and coefficients change with the noise
-            of the core that steers.
+            factor of the core, by how much log scales and coefficients change with the noise of
+            the core that steers, and the standard deviations of the others.
         """
-        zero = np.zeros(self.size)
+        zero, networks = np.zeros(self.size), values[2 : len(self.parameters)]
         scales, *others = spread or self._first_frame()
-        return self._as_stored([zero, zero, loc, np.log(scales), *others])
+        return self._as_stored([zero, zero, *networks, loc, np.log(scales), *others])
 
     def spread_of(self, covariance):
         """Of variances alone, shape (size,)."""
         order, sd = self.elimination, np.sqrt(covariance)
-        _, coefficients, slopes, _, *changes = self._first_frame()
-        return sd[order.others], coefficients, slopes, np.diag(sd[order.core]), *changes
+        _, coefficients, slopes, _, *changes, _ = self._first_frame()
+        of_others = sd[order.others]
+        return of_others, coefficients, slopes, np.diag(sd[order.core]), *changes, of_others

@@ -35,6 +35,12 @@ LayerSpec = str | Bijection | Callable[[int], Bijection] | Sequence["LayerSpec"]
 #: Beyond it they would dominate memory and time, and layers whose cost is linear take their place.
 DENSE_LIMIT = 1000
 
+#: Width of the networks of single elements.
+HIDDEN = 8
+
+#: A core of so few elements is taken for common to all.
+FEW = 24
+
 #: Longest vectors for which that is so even of a posterior of which few elements interact, and
 #: of one of a series: its scales follow that of its steps, which a dense matrix cannot express.
 SPARSE_FROM, SERIES_FROM = 200, 24
@@ -76,15 +82,16 @@ def _coupling(shape: Shape, rng: np.random.Generator) -> list[Bijection]:
 
 
 def _sparse(size: int, order: Elimination, rng: np.random.Generator) -> list[Bijection]:
+    affine = ConditionalAffine(order, HIDDEN if size <= DENSE_LIMIT else 0, rng)
     # The common elements, on which all others depend, get the layers of a small model.
-    common = order.core[: order.n_common]
-    if not len(common):
-        return [ConditionalAffine(order)]
-    own = [Spline(len(common)), *_autoregressive(len(common), rng)]
-    if len(common) == size:
-        return [*own, ConditionalAffine(order)]
-    steering = Coupling(size, common, random_seed=rng)
-    return [*(Subset(layer, common, size) for layer in own), steering, ConditionalAffine(order)]
+    few = order.core if len(order.core) <= FEW else order.core[: order.n_common]
+    if not len(few):
+        return [affine]
+    own = [Spline(len(few)), *_autoregressive(len(few), rng)]
+    if len(few) == size:
+        return [*own, affine]
+    steering = Coupling(size, few, random_seed=rng)
+    return [*(Subset(layer, few, size) for layer in own), steering, affine]
 
 
 def _autoregressive(size: int, rng: np.random.Generator) -> list[Bijection]:

@@ -17,6 +17,8 @@ RIDGE = 1e-9
 RIDGE_OF_PRODUCTS = 2.0
 #: Draws for each coefficient, and where there are products of noise.
 DRAWS, DRAWS_FOR_PRODUCTS = 2, 4
+#: Draws for the standard deviations.
+N_FOR_SD = 256
 #: Elements whose least squares are solved together, so few that they stay in a cache.
 TOGETHER = 64
 #: Standard deviations of the core over which differences are taken.
@@ -75,7 +77,9 @@ class ConditionalNormal:
     @property
     def spread(self) -> tuple[np.ndarray, ...]:
         """What the layer's frame takes beside the location."""
-        return self.scales, self.coefficients, self.slopes, self.factor, *self.steering
+        noise = np.random.default_rng(0).normal(size=(N_FOR_SD, self.order.size))
+        sd = self.split(self.place(noise))[2].std(axis=0)
+        return self.scales, self.coefficients, self.slopes, self.factor, *self.steering, sd
 
     def log_det(self, noise: np.ndarray) -> np.ndarray:
         """Of the map from noise to draws, shape (draws,)."""
