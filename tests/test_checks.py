@@ -18,7 +18,13 @@ from scipy.stats import multivariate_normal, norm
 
 import pymc_emf as emf
 
-from pymc_emf.variational.check import moments_in_doubt, scores_in_doubt, warn_if_poor
+from benchmarks.large import intercepts
+from pymc_emf.variational.check import (
+    MANY_ELEMENTS,
+    moments_in_doubt,
+    scores_in_doubt,
+    warn_if_poor,
+)
 from pymc_emf.variational.importance import (
     MIN_DRAWS,
     average,
@@ -443,3 +449,25 @@ def test_poor_resampling_warns(rough, caplog, monkeypatch):
     assert "cannot mend" in caplog.text
     with pytest.raises(TypeError, match="needs return_inferencedata"):
         approx.sample(10, importance=True, return_inferencedata=False)
+
+
+@pytest.fixture(scope="module")
+def varying_intercepts():
+    return intercepts(groups=230)
+
+
+def test_a_good_fit_of_many_unknowns(varying_intercepts, caplog):
+    approx = emf.fit(1000, model=varying_intercepts, random_seed=1, progressbar=False)
+    assert approx.objective.size > MANY_ELEMENTS
+    assert " is off" not in caplog.text
+
+
+def test_a_poor_fit_of_many_unknowns(varying_intercepts, caplog):
+    """Mean field has but a part of the common parameters' spread."""
+    layers = "mean_field"
+    approx = emf.fit(
+        3000, model=varying_intercepts, layers=layers, random_seed=1, progressbar=False
+    )
+    level = approx.sample(1000, random_seed=2).posterior["level"]
+    assert level.std() < 0.5 / np.sqrt(230)  # as if the groups' intercepts were known
+    assert re.search(r"approximation of (level|of_group|slope|tau|sigma) is off", caplog.text)

@@ -12,6 +12,7 @@ import pytensor.tensor as pt
 
 from pymc_emf.bijections.core.base import Bijection, Triangular
 from pymc_emf.engine.jax import jaxify
+from pymc_emf.layers.elimination import Elimination
 
 __all__ = [
     "Framed",
@@ -89,10 +90,13 @@ class Framed(Layer):
         Whether the frame holds a whole covariance, or only its main directions.
     rank : int
         Number of those directions.
+    elimination : Elimination or None
+        Order in which the frame draws the elements, if few interact.
     """
 
     dense: bool
     rank: int
+    elimination: Elimination | None = None
 
     @abstractmethod
     def set_frame(self, values: Values, loc: np.ndarray, *spread: np.ndarray) -> list[np.ndarray]:

@@ -50,7 +50,8 @@ class ConditionalAffine(ElementwiseFramed):
         hidden: int = 0,
         random_seed: int | np.random.Generator | None = None,
     ):
-        self.elimination, self.hidden = elimination, hidden
+        self.elimination: Elimination = elimination
+        self.hidden = hidden
         super().__init__(elimination.size)
         rng, n_others = np.random.default_rng(random_seed), len(elimination.others)
         self.weights = parameter(rng.normal(size=(elimination.n_coefficients, hidden)), "weights")

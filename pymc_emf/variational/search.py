@@ -10,7 +10,6 @@ import pytensor
 
 from pymc_emf.engine.stopping import EXACT, rounding_hides
 from pymc_emf.layers.base import Framed
-from pymc_emf.layers.conditional_affine import ConditionalAffine
 from pymc_emf.layers.presets import DENSE_LIMIT
 from pymc_emf.variational.conditional_normal import ConditionalNormal
 from pymc_emf.variational.factorisation import Factorisation
@@ -194,7 +193,8 @@ class Search:
         self, layer: Framed, starts: np.ndarray, start: np.ndarray | None
     ) -> dict[str, Candidate]:
         """Normal approximations from the prior and from the best modes found."""
-        if not layer.dense and not isinstance(layer, ConditionalAffine):
+        sparse = layer.elimination is not None
+        if not layer.dense and not sparse:
             return self._low_rank(layer, self._score(self.gates), starts)
         gates = self._with_gates(self.closed, CLOSED)
         score, family = self._score(gates), _family(layer)
@@ -217,12 +217,12 @@ class Search:
         if self.objective.target.is_heavy:
             try_modes()
             # a common scale of zero is a mode, too, whose normal may be near it
-            if isinstance(layer, ConditionalAffine) or not any(map(self._is_near, found.values())):
+            if sparse or not any(map(self._is_near, found.values())):
                 try_prior()
         else:
             try_prior()
             # modes of many elements and their common scales have next to no mass
-            if not (isinstance(layer, ConditionalAffine) and np.isfinite(found["scores"].elbo)):
+            if not (sparse and np.isfinite(found["scores"].elbo)):
                 try_modes()
         return {
             name: _candidate(layer, regressed, gates)
@@ -282,7 +282,7 @@ class Search:
 
 def _family(layer: Framed) -> Callable[[np.ndarray, float], Any]:
     """Makes normals of the kind that the layer's frame can hold, or of any covariance."""
-    if isinstance(layer, ConditionalAffine):
+    if layer.elimination is not None:
         return partial(ConditionalNormal.isotropic, factorisation=Factorisation(layer.elimination))
     return Normal.isotropic
 
