@@ -18,6 +18,7 @@ from pymc_emf.variational.importance import (
     MAX_PARETO_K,
     Smoothed,
     average,
+    elbo_within,
     log_ratio,
     missed_evidence,
     smooth,
@@ -180,11 +181,12 @@ def _better(
     started_draws, started = draw(before)
     gain = log_ratio(fitted, started)
     se = standard_deviation(gain) / np.sqrt(n_draws)
-    # comparisons with NaN are false: a start that is not finite gives way
     calmer = standard_deviation(fitted) <= standard_deviation(started)
     mean = average(gain)
     improved = mean > 2 * se or (mean > -2 * se and calmer)
-    if not improved and np.isfinite(started).all():
+    if not np.isfinite(gain).all():
+        improved = elbo_within(fitted) >= elbo_within(started)
+    if not improved:
         logger.info("The fit kept its start, on which it did not improve.")
         return list(before), started_draws, started
     return list(after), fitted_draws, fitted

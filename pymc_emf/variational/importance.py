@@ -48,6 +48,17 @@ def average(log_weights: np.ndarray) -> float:
         return float(log_weights.mean())
 
 
+def elbo_within(log_weights: np.ndarray) -> float:
+    """ELBO, in nats, of an approximation without the draws at which the model has no density.
+
+    The density of those that are left is larger by their share. Minus infinity without any.
+    """
+    usable = np.isfinite(log_weights)
+    if np.isposinf(log_weights).any() or not usable.any():
+        return np.inf if np.isposinf(log_weights).any() else -np.inf
+    return average(log_weights[usable]) + float(np.log(usable.mean()))
+
+
 def standard_deviation(log_weights: np.ndarray, ddof: int = 0) -> float:
     """Standard deviation of log weights, NaN where they are not all finite."""
     if not np.isfinite(log_weights).all():

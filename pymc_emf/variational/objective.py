@@ -25,6 +25,9 @@ from pymc_emf.variational.target import Target
 
 __all__ = ["Gradient", "Objective", "Values"]
 
+#: A draw's score has no more than so many times the norm that is the median of those of a step.
+MAX_SHARE = 1000.0
+
 Gradient = Literal["path", "reparameterised"]
 
 #: Arrays in the order of the variables that a function names.
@@ -161,7 +164,12 @@ class Objective:
         Its derivative estimates that of the negative ELBO: of the layers' parameters by the path
         derivative or by reparameterisation, of the gates by the latter. It is unbiased, but for
         the path derivative of autoregressive layers, whose score is exact to a thousandth
-        (:data:`pymc_emf.layers.base.SCORE_TOLERANCE`).
+        (:data:`pymc_emf.layers.base.SCORE_TOLERANCE`), and for draws that are far worse than the
+        others of the step: those have a bounded share in the derivative.
+
+        Draws at which the model has no density are left out, which makes it the ELBO of the
+        approximation given that it has one; what that lacks to the ELBO, the log of their share,
+        is in the derivative. Only if all are left out is the result not finite.
 
         Parameters
         ----------
@@ -173,17 +181,54 @@ class Objective:
         noise, minibatch = drawn
         layer_values, target_values = self.split(self.join(trained, fixed))
         inner, log_det = jax.vmap(lambda e: self.structured_noise(layer_values, e))(noise)
-        log_p = jax.vmap(lambda e: self.target.log_density(target_values, e, minibatch))(inner)
+        log_p, usable = self._guarded(target_values, inner, minibatch)
         log_q = jax.scipy.stats.norm.logpdf(noise).sum(axis=1) - log_det
+        at_left_out = 0.0
         if self.gradient == "path":
-            log_q = self._along_the_path(layer_values, noise, inner, log_q)
-        return (log_q - log_p).mean()
+            log_q, at_left_out = self._along_the_path(layer_values, noise, inner, log_q)
+        terms = jnp.where(usable, log_q - log_p, at_left_out)
+        return jnp.where(usable.any(), terms.sum() / jnp.maximum(usable.sum(), 1), jnp.nan)
+
+    def _guarded(self, target_values: Values, inner, minibatch):
+        """Log density of the target, with finite and bounded derivatives, and where there is one.
+
+        A derivative that is not finite at one draw would make that of every sum so.
+        """
+        n_own = len(self.structured.parameters)
+        own, data = target_values[:n_own], target_values[n_own:]
+
+        def log_density(own, e):
+            return self.target.log_density([*own, *data], e, minibatch)
+
+        derivatives = jax.vmap(jax.value_and_grad(log_density, argnums=(0, 1)), in_axes=(None, 0))
+        log_p, (slopes, score) = derivatives(*map(jax.lax.stop_gradient, (own, inner)))
+        norms = jnp.sqrt((score**2).sum(axis=1))
+        usable = jnp.isfinite(log_p) & jnp.isfinite(norms)
+        flat = [slope.reshape(len(norms), -1) for slope in slopes]
+        for slope in flat:
+            usable &= jnp.isfinite(slope).all(axis=1)
+        most = MAX_SHARE * jnp.nanmedian(jnp.where(usable, norms, jnp.nan))
+        share = jnp.where(norms > most, most / norms, 1.0)[:, None]
+
+        def along(derivative, x):
+            weighed = jnp.where(usable[:, None], share * derivative, 0.0)
+            return (weighed * (x - jax.lax.stop_gradient(x))).sum(axis=1)
+
+        log_p = jnp.where(usable, log_p, 0.0) + along(score, inner)
+        for slope, x in zip(flat, own, strict=True):
+            log_p += along(slope, jnp.ravel(x))
+        return log_p, usable
 
     def _along_the_path(self, layer_values, noise, inner, log_q):
-        """The same ``log_q``, whose derivative sees the draws move but not the density."""
+        """The same ``log_q``, whose derivative sees the draws move but not the density.
+
+        And zero, whose derivative is that of the density where the draws are.
+        """
         _, score = self._flow.push(jax.lax.stop_gradient(layer_values), noise, -noise)
         movement = inner - jax.lax.stop_gradient(inner)
-        return jax.lax.stop_gradient(log_q) + (jax.lax.stop_gradient(score) * movement).sum(axis=1)
+        moved = (jax.lax.stop_gradient(score) * movement).sum(axis=1)
+        value = jax.lax.stop_gradient(log_q)
+        return value + moved, log_q - value - moved
 
     # --- many draws (NumPy) ---------------------------------------------------------------------
 

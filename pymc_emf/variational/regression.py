@@ -36,6 +36,8 @@ MOVING_POOL, NEAR = 3, 0.3
 #: Nats by which the ELBO must rise beyond its Monte Carlo error, and by which it may always fall:
 #: next to an exact normal the estimate at hand may be high by chance.
 RISE, NEGLIGIBLE = 1e-3, 1e-4
+#: Share of the draws that must have a density.
+MIN_USABLE = 0.8
 #: Pulls towards the normal at hand, as so many draws of its own scores would.
 RIDGE = 0.01
 #: Log of the factor by which a variance may fall in one step; it may grow by its root. The mean
@@ -150,7 +152,7 @@ class Regressed:
     normal : Normal
     elbo : float
         Estimate in nats, of the density as it was given; minus infinity if it was not finite at
-        some of the draws, however close together.
+        many of the draws, however close together.
     sd : float
         Standard deviation of the log weights, in nats.
     """
@@ -272,11 +274,14 @@ def _sample(score: ScoreFn, normal: Family, n_draws: int, rng: np.random.Generat
         log_density, scores = score(points)
         log_weights = log_density + (noise**2 + np.log(2 * np.pi)).sum(axis=1) / 2
         log_weights = log_weights + normal.log_det(noise)
-        batch = _Batch(normal, points, scores)
-        if np.isfinite(log_weights).all() and np.isfinite((scores**2).sum()):
-            batch.elbo, batch.sd = float(log_weights.mean()), float(log_weights.std())
-            batch.se = batch.sd / np.sqrt(len(noise))
-    return batch
+        # without the draws at which there is no density, see :func:`elbo_within`
+        usable = np.isfinite(log_weights) & np.isfinite((scores**2).sum(axis=1))
+        if usable.mean() < MIN_USABLE:
+            return _Batch(normal, points, scores)
+        log_weights = log_weights[usable]
+        elbo, sd = log_weights.mean() + np.log(usable.mean()), float(log_weights.std())
+        se = sd / np.sqrt(len(log_weights))
+        return _Batch(normal, points[usable], scores[usable], float(elbo), sd, se)
 
 
 class _Step(NamedTuple):

@@ -13,7 +13,12 @@ from pymc_emf.layers.base import Framed
 from pymc_emf.layers.presets import DENSE_LIMIT
 from pymc_emf.variational.conditional_normal import ConditionalNormal
 from pymc_emf.variational.factorisation import Factorisation
-from pymc_emf.variational.importance import average, log_ratio, standard_deviation
+from pymc_emf.variational.importance import (
+    average,
+    elbo_within,
+    log_ratio,
+    standard_deviation,
+)
 from pymc_emf.variational.modes import Energy, find_modes, low_rank_normal
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.regression import Normal, Regressed, ScoreFn, regress_scores
@@ -136,11 +141,11 @@ class Search:
             if start is not None:
                 starts = np.unique(np.append(0, starts))  # where the user's point is
             add(self._normal_approximations(layer, noise[starts], start))
-        best = _choose({name: average(weights) for name, weights in found.items()})
+        best = _choose({name: elbo_within(weights) for name, weights in found.items()})
         far = not _spread_of(found[best]) < CLOSE
         if far and objective.structured.own_parameters and layer.dense and len(found) > 1:
             add(self._bypassed(layer, states[best]))
-        elbos = {name: average(weights) for name, weights in found.items()}
+        elbos = {name: elbo_within(weights) for name, weights in found.items()}
         chosen = _choose(elbos)
         return states[chosen], WarmStart(chosen, elbos, _spread_of(found[chosen]))
 
