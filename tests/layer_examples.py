@@ -64,7 +64,7 @@ LAYERS = {
     "MaskedAutoregressive one hidden": lambda: masked(hidden=(4,)),
     "ConditionalAffine": lambda: framed(emf.ConditionalAffine(sparse()), *sparse_spread()),
     "ConditionalAffine with networks": lambda: framed(
-        emf.ConditionalAffine(sparse(), hidden=3, random_seed=0), *sparse_spread()
+        emf.ConditionalAffine(sparse(), hidden=3, dtype="float64", random_seed=0), *sparse_spread()
     ),
     "Subset": lambda: emf.Subset(masked(2), [3, 1], size=SIZE),
     "Subset of an affine layer": lambda: emf.Subset(emf.LowerTriangular(3), [0, 4, 2], size=SIZE),

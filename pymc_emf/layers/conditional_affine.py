@@ -6,7 +6,7 @@ import pytensor.tensor as pt
 from pymc_emf.bijections.core.affine import TriangularAffine
 from pymc_emf.layers.affine import ElementwiseFramed
 from pymc_emf.layers.elimination import Elimination
-from pymc_emf.layers.parameters import parameter
+from pymc_emf.layers.parameters import LOW_PRECISION, parameter
 
 __all__ = ["ConditionalAffine"]
 
@@ -37,6 +37,9 @@ class ConditionalAffine(ElementwiseFramed):
     elimination : Elimination
     hidden : int
         Width of the hidden layer of the networks; zero for none.
+    dtype : str
+        Precision of the networks. What they shift and scale, and with it the density, has
+        ``floatX``.
     random_seed : int, RandomState or Generator, optional
         For their initial weights.
     """
@@ -48,15 +51,17 @@ class ConditionalAffine(ElementwiseFramed):
         self,
         elimination: Elimination,
         hidden: int = 0,
+        dtype: str = LOW_PRECISION,
         random_seed: int | np.random.Generator | None = None,
     ):
         self.elimination: Elimination = elimination
-        self.hidden = hidden
+        self.hidden, self.dtype = hidden, dtype
         super().__init__(elimination.size)
         rng, n_others = np.random.default_rng(random_seed), len(elimination.others)
-        self.weights = parameter(rng.normal(size=(elimination.n_coefficients, hidden)), "weights")
-        self.biases = parameter(rng.normal(size=(n_others, hidden)), "biases")
-        self.out = parameter(np.zeros((n_others, hidden, 2)), "out")
+        weights = rng.normal(size=(elimination.n_coefficients, hidden))
+        self.weights = parameter(weights, "weights", dtype)
+        self.biases = parameter(rng.normal(size=(n_others, hidden)), "biases", dtype)
+        self.out = parameter(np.zeros((n_others, hidden, 2)), "out", dtype)
         first = self._first_frame()
         self.frame_log_scale = parameter(np.log(first[0]), "frame_log_scale")
         self.frame_coefficients = parameter(first[1], "frame_coefficients")
@@ -106,11 +111,11 @@ class ConditionalAffine(ElementwiseFramed):
     def _bent(self, others, round):
         """Shift and log scale of the elements of a round, from those of its parents."""
         there, parents = round.parents >= 0, np.maximum(round.parents, 0)
-        inputs = there * others[parents] / self.frame_sd[parents]
+        inputs = (there * others[parents] / self.frame_sd[parents]).astype(self.dtype)
         # networks of one layer, each with weights of its own
         weights = self.elimination.coefficients_of(self.weights.T, round)
         hidden = pt.tanh((weights * inputs).sum(axis=2).T + self.biases[round.places])
-        bent = (hidden[:, :, None] * self.out[round.places]).sum(axis=1)
+        bent = (hidden[:, :, None] * self.out[round.places]).sum(axis=1).astype(others.dtype)
         return bent[:, 0], pt.tanh(bent[:, 1])
 
     def _from_parents(self, log_scales, coefficients, others, round):
@@ -170,7 +175,11 @@ class ConditionalAffine(ElementwiseFramed):
 
     @property
     def hyperparameters(self):
-        return {"elimination": self.elimination.to_lists(), "hidden": self.hidden}
+        return {
+            "elimination": self.elimination.to_lists(),
+            "hidden": self.hidden,
+            "dtype": self.dtype,
+        }
 
     def set_frame(self, values, loc, *spread):
         """Set the frame, by default with unit scales and without coefficients.

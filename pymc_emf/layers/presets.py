@@ -35,8 +35,9 @@ LayerSpec = str | Bijection | Callable[[int], Bijection] | Sequence["LayerSpec"]
 #: Beyond it they would dominate memory and time, and layers whose cost is linear take their place.
 DENSE_LIMIT = 1000
 
-#: Width of the networks of single elements.
-HIDDEN = 8
+#: Width of the networks of single elements, and the longest vector whose elements have some: they
+#: take most of a step.
+HIDDEN, NETWORKS_UP_TO = 8, 300
 
 #: A core of so few elements is taken for common to all.
 FEW = 24
@@ -82,7 +83,7 @@ def _coupling(shape: Shape, rng: np.random.Generator) -> list[Bijection]:
 
 
 def _sparse(size: int, order: Elimination, rng: np.random.Generator) -> list[Bijection]:
-    affine = ConditionalAffine(order, HIDDEN if size <= DENSE_LIMIT else 0, rng)
+    affine = ConditionalAffine(order, HIDDEN if size <= NETWORKS_UP_TO else 0, random_seed=rng)
     # The common elements, on which all others depend, get the layers of a small model.
     few = order.core if len(order.core) <= FEW else order.core[: order.n_common]
     if not len(few):
