@@ -16,9 +16,13 @@ from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.replace import clone_replace
 from pytensor.graph.traversal import graph_inputs
 from pytensor.link.jax.dispatch import jax_funcify
+from pytensor.scan.op import Scan
 
+from pymc_emf.engine.branches import guard_branches
 from pymc_emf.engine.cache import use_persistent_cache
 from pymc_emf.engine.graph import upcast_constants
+from pymc_emf.engine.special import use_special_functions
+from pymc_emf.engine.tails import undo_complements, use_log_ndtr
 
 __all__ = ["jaxify"]
 
@@ -66,7 +70,9 @@ def jaxify(
     )
     mode = JAX.including(check)
     with pytensor.config.change_flags(traceback__limit=0):
+        use_log_ndtr(fgraph)
         mode.optimizer.rewrite(fgraph)
+    _mend(fgraph)
     with warnings.catch_warnings():
         # shape assertions of PyTensor's own, which JAX would ignore as it ignores its own
         warnings.filterwarnings("ignore", message="Skipping .* Op", category=UserWarning)
@@ -77,3 +83,16 @@ def jaxify(
                 f"JAX cannot run a part of the graph ({error}); write it with other operations, or "
                 "register an implementation with pytensor.link.jax.dispatch.jax_funcify."
             ) from error
+
+
+def _mend(fgraph: FunctionGraph) -> None:
+    """Rewrite what JAX would evaluate or differentiate badly, in the steps of scans as well."""
+    for node in list(fgraph.apply_nodes):
+        if isinstance(node.op, Scan):
+            step = node.op.fgraph.unfreeze()
+            _mend(step)
+            scan = node.op.clone_with_inner_graph(step).make_node(*node.inputs)
+            fgraph.replace_all(zip(node.outputs, scan.outputs, strict=True), import_missing=True)
+    undo_complements(fgraph)
+    use_special_functions(fgraph)
+    guard_branches(fgraph)

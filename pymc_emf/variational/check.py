@@ -153,7 +153,7 @@ def report(checked: Checked | None, losses: np.ndarray, stopping: Stopping, n: i
     else:
         logger.info("Finished [100%%]: Average Loss = %.5g", loss)
     if checked is None:
-        logger.warning("The last check was interrupted: nothing is known of how good the fit is.")
+        logger.warning("There was no last check: nothing is known of how good the fit is.")
     else:
         # where it had stopped rising, it rose once more as the rates fell
         rising = losses if stopping.reason != "converged" else losses[:0]

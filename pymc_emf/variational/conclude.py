@@ -10,6 +10,7 @@ import numpy as np
 
 from pymc_emf.engine.trainer import Trained
 from pymc_emf.variational.approximation import EMFApproximation
+from pymc_emf.variational.auxiliary import auxiliary
 from pymc_emf.variational.check import check, report
 
 __all__ = ["conclude"]
@@ -25,7 +26,10 @@ def conclude(
 ) -> None:
     """Check a fit, keep the better of it and its start, and say how it ended."""
     checked = None
-    with suppress(KeyboardInterrupt):  # what was learnt is safe
+    with (
+        suppress(KeyboardInterrupt),  # what was learnt is safe
+        auxiliary("The last check", "what was learnt is kept"),
+    ):
         checked = check(approx.objective, before, approx.values, rng)
     timing = approx.timing | {"fit": time.perf_counter() - begin}
     pareto_k = None if checked is None else checked.pareto_k

@@ -15,6 +15,7 @@ from pymc_emf.engine.stopping import Stopping
 from pymc_emf.engine.trainer import Run, Trained
 from pymc_emf.exceptions import NonFiniteELBOError
 from pymc_emf.variational.approximation import EMFApproximation
+from pymc_emf.variational.auxiliary import auxiliary
 from pymc_emf.variational.check import explain
 from pymc_emf.variational.checkpoint import Checkpoint
 from pymc_emf.variational.conclude import conclude
@@ -58,7 +59,10 @@ def fit_by_jax(
     if trained.failed:
         step, values = len(trained.losses), fit.values_of(trained.values)
         key = jax.random.fold_in(run.key, step)
-        raise NonFiniteELBOError(explain(prepared.objective, values, key, steps.n_draws, step))
+        reason = f"The ELBO is not finite at step {step}; what was learnt before it is kept."
+        with auxiliary("The search for its cause", "the cause is not known"):
+            reason = explain(prepared.objective, values, key, steps.n_draws, step)
+        raise NonFiniteELBOError(reason)
     if trained.error is not None:
         raise trained.error
     if trained.message:

@@ -1,6 +1,7 @@
 """From a model and options to what all of its fits share: nothing here changes in a fit."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import jax
@@ -12,6 +13,7 @@ from pymc_emf.engine.loop import CHUNK_SIZE, Chunk, compile_chunk, start_state
 from pymc_emf.engine.optimizers import Optimizer, make_optimizer
 from pymc_emf.layers.presets import SERIES_FROM, SPARSE_FROM, Shape, asks_for_structure, make_layers
 from pymc_emf.model.program import Program
+from pymc_emf.variational.auxiliary import auxiliary
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.options import LEARNING_RATE, FitOptions, Options
 from pymc_emf.variational.probing import Structure, find_structure
@@ -89,10 +91,12 @@ def _structure(target: Target) -> Structure | None:
         own = structured.with_gates(initial[:n_own], closed, 0.0)
         return target.score_at([*own, *initial[n_own:]])
 
-    try:
+    with (
+        auxiliary("The search for elements that interact", "all are taken to do so"),
+        suppress(NotImplementedError),  # not a model for JAX, which its fit will say
+    ):
         return find_structure(score_with, structured.size, variables, structured.gated_elements)
-    except NotImplementedError:  # not a model for JAX, which its fit will say
-        return None
+    return None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytensor
 from pymc_emf.engine.stopping import EXACT, rounding_hides
 from pymc_emf.layers.base import Framed
 from pymc_emf.layers.presets import DENSE_LIMIT
+from pymc_emf.variational.auxiliary import auxiliary
 from pymc_emf.variational.conditional_normal import ConditionalNormal
 from pymc_emf.variational.factorisation import Factorisation
 from pymc_emf.variational.importance import (
@@ -140,11 +141,13 @@ class Search:
             starts = _spread(log_density, self._few(N_STARTS, N_STARTS_OF_MANY))
             if start is not None:
                 starts = np.unique(np.append(0, starts))  # where the user's point is
-            add(self._normal_approximations(layer, noise[starts], start))
+            with auxiliary("The search for a start", "the fit goes on without it"):
+                add(self._normal_approximations(layer, noise[starts], start))
         best = _choose({name: elbo_within(weights) for name, weights in found.items()})
         far = not _spread_of(found[best]) < CLOSE
         if far and objective.structured.own_parameters and layer.dense and len(found) > 1:
-            add(self._bypassed(layer, states[best]))
+            with auxiliary("The search with closed gates", "the fit goes on without it"):
+                add(self._bypassed(layer, states[best]))
         elbos = {name: elbo_within(weights) for name, weights in found.items()}
         chosen = _choose(elbos)
         return states[chosen], WarmStart(chosen, elbos, _spread_of(found[chosen]))

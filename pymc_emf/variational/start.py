@@ -11,6 +11,7 @@ import pytensor
 from threadpoolctl import threadpool_limits
 
 from pymc_emf.engine.stopping import EXACT
+from pymc_emf.variational.auxiliary import auxiliary
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.options import GATE_LEARNING_RATE, LEARNING_RATE
 from pymc_emf.variational.points import evaluate_prior, point_in_noise, user_point
@@ -85,7 +86,9 @@ def find_start(
         values, report = Search(objective, values, rng, prepared.closed).run(
             noise, log_density, start
         )
-    gate_rates = _gate_rates(_gate_sensitivity(objective, values, rng), report.sd)
+    gate_rates = None
+    with auxiliary("The choice of the gates' learning rates", "they are those of warm_start=False"):
+        gate_rates = _gate_rates(_gate_sensitivity(objective, values, rng), report.sd)
     return Started(values, report, gate_rates, time.perf_counter() - begin)
 
 
