@@ -10,12 +10,14 @@ import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
 
+from pymc.distributions.timeseries import AutoRegressiveRV, EulerMaruyamaRV, RandomWalkRV
 from pymc.exceptions import NotConstantValueError
 from pymc.pytensorf import constant_fold
 from pytensor.graph.replace import graph_replace
 from pytensor.graph.traversal import walk
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_emf.bijections.core.base import distribution
 from pymc_emf.model.density import LogDensity, log_density, split_batches
 from pymc_emf.model.freeze import freeze
 from pymc_emf.model.grouping import Grouping, group, make_plan
@@ -28,6 +30,7 @@ __all__ = ["Program"]
 
 #: Most elements that steer all others in a coupling layer.
 MAX_HUBS = 64
+SERIES = (AutoRegressiveRV, EulerMaruyamaRV, RandomWalkRV)
 
 
 class Program:
@@ -111,6 +114,11 @@ class Program:
                 break
             places += site.places.ravel().tolist()
         return sorted(places)
+
+    @property
+    def has_series(self) -> bool:
+        """Whether a variable is a random walk, an autoregression or a diffusion."""
+        return any(isinstance(distribution(site.rv), SERIES) for site in self.sites)
 
     # --- the frozen model ---------------------------------------------------------------------
 

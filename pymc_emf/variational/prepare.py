@@ -68,10 +68,11 @@ def prepare(program: Program, options: Options, rng: np.random.Generator) -> Pre
     structured = options.structured(program)
     target = Target(structured)
     structure = None
-    if asks_for_structure(options.layers) and structured.size > SERIES_FROM:
+    few = SERIES_FROM if program.has_series else SPARSE_FROM
+    if asks_for_structure(options.layers) and structured.size > few:
         structure = _structure(target)
         if structure is not None and not structure.closed and structured.size <= SPARSE_FROM:
-            structure = None
+            structure = None  # any normal is as cheap
     order, closed = (None, set()) if structure is None else structure
     layers = make_layers(options.layers, Shape(structured.size, program.hubs, order), rng)
     objective = Objective(layers, structured, options.gradient, target)
