@@ -457,7 +457,7 @@ def varying_intercepts():
 
 
 def test_a_good_fit_of_many_unknowns(varying_intercepts, caplog):
-    approx = emf.fit(1000, model=varying_intercepts, random_seed=1, progressbar=False)
+    approx = emf.fit(300, model=varying_intercepts, random_seed=1, progressbar=False)
     assert approx.objective.size > MANY_ELEMENTS
     assert " is off" not in caplog.text
 
@@ -466,7 +466,7 @@ def test_a_poor_fit_of_many_unknowns(varying_intercepts, caplog):
     """Mean field has but a part of the common parameters' spread."""
     layers = "mean_field"
     approx = emf.fit(
-        3000, model=varying_intercepts, layers=layers, random_seed=1, progressbar=False
+        1500, model=varying_intercepts, layers=layers, random_seed=1, progressbar=False
     )
     level = approx.sample(1000, random_seed=2).posterior["level"]
     assert level.std() < 0.5 / np.sqrt(230)  # as if the groups' intercepts were known

@@ -71,7 +71,7 @@ def prepare(program: Program, options: Options, rng: np.random.Generator) -> Pre
     few = SERIES_FROM if program.has_series else SPARSE_FROM
     if asks_for_structure(options.layers) and structured.size > few:
         structure = _structure(target)
-        if structure is not None and not structure.closed and structured.size <= SPARSE_FROM:
+        if structured.size <= SPARSE_FROM and not (structure and structure.order.n_steering):
             structure = None  # any normal is as cheap
     order, closed = (None, set()) if structure is None else structure
     layers = make_layers(options.layers, Shape(structured.size, program.hubs, order), rng)
