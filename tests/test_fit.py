@@ -6,6 +6,7 @@ import arviz as az
 import numpy as np
 import optax
 import pymc as pm
+import pytensor
 import pytensor.tensor as pt
 import pytest
 import xarray as xr
@@ -17,6 +18,7 @@ import pymc_emf as emf
 from pymc_emf.arguments import make_rng
 from pymc_emf.exceptions import BadStartError, DiscreteVariableError, NonFiniteELBOError
 from pymc_emf.variational.draws import Draws
+from pymc_emf.variational.pymc_fit import pymc_optimizer
 from tests.helpers import UNREWRITTEN
 
 y = np.array([1.2, 0.4, 2.1, 1.7])
@@ -384,6 +386,16 @@ class TestFit:
         by_numba = Draws(approx.objective, {"mode": "NUMBA"}).weigh(approx.values, noise)
         for ours, theirs in zip(by_jax, by_numba, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-8)
+
+    def test_numba_of_networks(self):
+        """Which are in single precision, where PyMC's optimisers would update in double."""
+        weights = pytensor.shared(np.ones(2, dtype="float32"))
+        loss = (weights * np.array([1.0, 2.0])).sum() ** 2
+        updates = pymc_optimizer(None)(loss, [weights])
+        assert weights in updates and loss.dtype == "float64"
+        assert all(v.type.is_super(update.type) for v, update in updates.items())
+        pytensor.function([], [], updates=updates)()
+        assert (weights.get_value() < 1.0).all()
 
     def test_tol(self, caplog):
         """Stops well before the end, as good as one that does not, and says so."""

@@ -1,4 +1,4 @@
-"""Trainable affine layer before a normal distribution with a sparse precision matrix."""
+"""Trainable affine layer before elements each of which is normal given a few others."""
 
 import numpy as np
 import pytensor.tensor as pt

@@ -168,8 +168,8 @@ class Objective:
         others of the step: those have a bounded share in the derivative.
 
         Draws at which the model has no density are left out, which makes it the ELBO of the
-        approximation given that it has one; what that lacks to the ELBO, the log of their share,
-        is in the derivative. Only if all are left out is the result not finite.
+        approximation given that it has one; the log of the share of the others belongs to it, and
+        is in the derivative of the path. Only if all are left out is the result not finite.
 
         Parameters
         ----------

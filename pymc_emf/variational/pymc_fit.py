@@ -93,14 +93,19 @@ def pymc_optimizer(optimizer: Any) -> Callable[..., dict]:
     TypeError
         If it is one of optax's.
     """
-    if optimizer is None:
-        return pm.adam(learning_rate=LEARNING_RATE)
     if isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
             "An optax optimiser needs the JAX engine; pass one of PyMC's own, such as "
             "pm.adam(learning_rate=0.01), or leave out backend=."
         )
-    return optimizer
+    asked = pm.adam(learning_rate=LEARNING_RATE) if optimizer is None else optimizer
+
+    def in_their_types(*args, **kwargs):
+        # PyMC's updates of networks in single precision would have double
+        updates = asked(*args, **kwargs)
+        return {v: update.astype(v.type.dtype) for v, update in updates.items()}
+
+    return in_their_types
 
 
 class _Watch:
