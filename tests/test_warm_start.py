@@ -7,8 +7,12 @@ import pytest
 
 import pymc_emf as emf
 
+from pymc_emf.model.program import Program
+from pymc_emf.variational.options import Options
 from pymc_emf.variational.points import evaluate_prior
+from pymc_emf.variational.prepare import prepare
 from pymc_emf.variational.search import _choose
+from pymc_emf.variational.start import _gate_sensitivity
 
 quiet = {"progressbar": False}
 
@@ -112,3 +116,13 @@ def test_densities_that_overflow_together(monkeypatch):
     monkeypatch.setattr(target, "evaluate_many", lambda values, noise: (noise[:2], *terms))
     _, log_density = evaluate_prior(approx.objective, approx.values, np.random.default_rng(0))
     np.testing.assert_array_equal(log_density, [np.nan, -0.5])
+
+
+def test_draws_without_a_density_make_no_rates():
+    """At a third of them the derivative in the gate is not a number."""
+    with pm.Model() as model:
+        pm.Potential("often", pt.sqrt(1.0 - pm.Normal("x", 0.5, 2.0)))
+    rng = np.random.default_rng(0)
+    prepared = prepare(Program(model), Options(layers="affine"), rng)
+    (sensitivity,) = _gate_sensitivity(prepared.objective, prepared.initial, rng)
+    assert np.isfinite(sensitivity).all()

@@ -121,7 +121,8 @@ def _gate_sensitivity(
     inner = objective.structured_noise_of(values, noise.astype(pytensor.config.floatX))
     _, target_values = objective.split(values)
     slopes = objective.target.score_many(target_values, inner).slopes
-    return [np.median(np.abs(of_one), axis=0) for of_one in slopes]
+    sizes = [np.where(np.isfinite(of_one), np.abs(of_one), np.inf) for of_one in slopes]
+    return [np.median(size, axis=0) for size in sizes]
 
 
 def _gate_rates(sensitivity: Sequence[np.ndarray], sd: float) -> list[np.ndarray]:
