@@ -224,33 +224,40 @@ def media(weeks: int = 180, channels: int = 6) -> pm.Model:
     return model
 
 
-def million_rows(rows: int = 1_000_000, predictors: int = 10, batch: int = 2000) -> pm.Model:
-    """Logistic regression by minibatches."""
+def million_rows(
+    rows: int = 1_000_000, predictors: int = 10, batch: int | None = 2000
+) -> pm.Model:
+    """Logistic regression by minibatches, or on all rows."""
     rng = np.random.default_rng(10)
     x = rng.normal(size=(rows, predictors))
     p = 1 / (1 + np.exp(-x @ rng.normal(size=predictors)))
     y = (rng.random(rows) < p).astype(float)
     with pm.Model() as model:
-        some_x, some_y = pm.Minibatch(x, y, batch_size=batch)
+        some_x, some_y = pm.Minibatch(x, y, batch_size=batch) if batch else (x, y)
         beta = pm.Normal("beta", 0, 1, shape=predictors)
-        pm.Bernoulli("y", logit_p=some_x @ beta, observed=some_y, total_size=rows)
+        total = rows if batch else None
+        pm.Bernoulli("y", logit_p=some_x @ beta, observed=some_y, total_size=total)
     return model
 
 
-def many_groups(groups: int = 10_000, rows: int = 1_000_000, batch: int = 20_000) -> pm.Model:
-    """Varying intercepts of many groups by minibatches."""
+def many_groups(
+    groups: int = 10_000, rows: int = 1_000_000, batch: int | None = 20_000
+) -> pm.Model:
+    """Varying intercepts of many groups by minibatches, or on all rows."""
     rng = np.random.default_rng(11)
     group, x = rng.integers(groups, size=rows), rng.normal(size=rows)
     y = (0.5 + 0.7 * rng.normal(size=groups))[group] + 0.3 * x + rng.normal(size=rows)
     with pm.Model() as model:
-        some_group, some_x, some_y = pm.Minibatch(group, x, y, batch_size=batch)
+        some_group, some_x, some_y = (
+            pm.Minibatch(group, x, y, batch_size=batch) if batch else (group, x, y)
+        )
         level = pm.Normal("level", 0, 2)
         slope = pm.Normal("slope", 0, 2)
         tau = pm.HalfNormal("tau", 1)
         sigma = pm.HalfNormal("sigma", 1)
         a = pm.Normal("a", level, tau, shape=groups)
         mu = a[some_group] + slope * some_x
-        pm.Normal("y", mu, sigma, observed=some_y, total_size=rows)
+        pm.Normal("y", mu, sigma, observed=some_y, total_size=rows if batch else None)
     return model
 
 

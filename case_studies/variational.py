@@ -35,7 +35,7 @@ from rich.table import Table
 
 from case_studies.campaign import Task, make_console, read, report, reporter, run, thinned, write
 from case_studies.eight_schools import PAPER_ELBO, exact_draws
-from case_studies.methods import METHODS, PAPER, QUICK, Settings, fit
+from case_studies.methods import METHODS, PAPER, QUICK, STANDARD, Settings, fit
 from case_studies.problems import Problem, load, names
 from case_studies.simulation import simulate
 
@@ -195,6 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, help="data sets (10, or 1 with --quick)")
     parser.add_argument("--steps", type=int, help=f"({PAPER.steps}, or {QUICK.steps} with --quick)")
     parser.add_argument("--quick", action="store_true", help="narrow networks, few steps")
+    parser.add_argument("--standard", action="store_true", help="narrow networks, until they end")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes")
     parser.add_argument("--out", type=Path, default=Path("results", "variational"))
     args = parser.parse_args(argv)
@@ -210,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         chosen[option] = known if "all" in given else [name for name in known if name in given]
 
-    settings = QUICK if args.quick else PAPER
+    settings = QUICK if args.quick else STANDARD if args.standard else PAPER
     if args.steps is not None and args.steps != settings.steps:
         settings = replace(
             settings,
