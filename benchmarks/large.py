@@ -224,9 +224,7 @@ def media(weeks: int = 180, channels: int = 6) -> pm.Model:
     return model
 
 
-def million_rows(
-    rows: int = 1_000_000, predictors: int = 10, batch: int | None = 2000
-) -> pm.Model:
+def million_rows(rows: int = 1_000_000, predictors: int = 10, batch: int | None = 2000) -> pm.Model:
     """Logistic regression by minibatches, or on all rows."""
     rng = np.random.default_rng(10)
     x = rng.normal(size=(rows, predictors))

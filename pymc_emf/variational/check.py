@@ -119,14 +119,16 @@ class Checked:
         return self.weighed.pareto_k
 
 
-def check(objective: Objective, before: Values, after: Values, rng: np.random.Generator) -> Checked:
+def check(
+    objective: Objective, before: Values | None, after: Values, rng: np.random.Generator
+) -> Checked:
     """Compare a fit with its start, and ask the importance weights of the better one.
 
     Parameters
     ----------
     objective : Objective
     before, after : sequence of array
-        Values of all variables.
+        Values of all variables; None if they are the same.
     rng : Generator
     """
     values, drawn, log_weights = _better(objective, before, after, rng)
@@ -146,7 +148,9 @@ def check(objective: Objective, before: Values, after: Values, rng: np.random.Ge
 def report(checked: Checked | None, losses: np.ndarray, stopping: Stopping, n: int) -> None:
     """Log how a fit ended, and warn if it is poor."""
     done, loss = stopping.step, average_loss(losses)
-    if stopping.reason in _SAID:
+    if not done and stopping.reason in ("converged", "exact"):
+        logger.info("No steps were taken: the start leaves nothing to gain.")
+    elif stopping.reason in _SAID:
         logger.info("Stopped at %d of %d steps: %s.", done, n, _SAID[stopping.reason])
     if done < n and stopping.reason not in ("converged", "exact"):
         logger.info("Interrupted at %d [%d%%]: Average Loss = %.5g", done, 100 * done // n, loss)
@@ -162,7 +166,7 @@ def report(checked: Checked | None, losses: np.ndarray, stopping: Stopping, n: i
 
 
 def _better(
-    objective: Objective, before: Values, after: Values, rng: np.random.Generator
+    objective: Objective, before: Values | None, after: Values, rng: np.random.Generator
 ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     """Values before a fit or after it, draws from the better ones, and their log weights.
 
@@ -178,6 +182,8 @@ def _better(
         return drawn, log_ratio(log_p, log_q)
 
     fitted_draws, fitted = draw(after)
+    if before is None:
+        return list(after), fitted_draws, fitted
     started_draws, started = draw(before)
     gain = log_ratio(fitted, started)
     se = standard_deviation(gain) / np.sqrt(n_draws)

@@ -30,7 +30,8 @@ def conclude(
         suppress(KeyboardInterrupt),  # what was learnt is safe
         auxiliary("The last check", "what was learnt is kept"),
     ):
-        checked = check(approx.objective, before, approx.values, rng)
+        started = before if trained.stopping.step else None
+        checked = check(approx.objective, started, approx.values, rng)
     timing = approx.timing | {"fit": time.perf_counter() - begin}
     pareto_k = None if checked is None else checked.pareto_k
     values = approx.values if checked is None else checked.values

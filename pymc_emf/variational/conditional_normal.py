@@ -280,11 +280,13 @@ class _Regression:
     in_common: np.ndarray
     own: np.ndarray
 
-    def move(self, normal: ConditionalNormal, trust: float) -> ConditionalNormal:
+    def move(self, normal: ConditionalNormal, trust: float, reach: float) -> ConditionalNormal:
         """The normal with these precisions and mean, as far as they can be trusted."""
-        return self._move_common(self._move_others(normal, trust), trust)
+        return self._move_common(self._move_others(normal, trust, reach), trust, reach)
 
-    def _move_others(self, normal: ConditionalNormal, trust: float) -> ConditionalNormal:
+    def _move_others(
+        self, normal: ConditionalNormal, trust: float, reach: float
+    ) -> ConditionalNormal:
         """All given the common elements."""
         ways, order = normal.factorisation, normal.order
         first, changes = self.own[..., :1], self.own[..., 1:]
@@ -316,9 +318,11 @@ class _Regression:
         score[:, normal.not_common] = self.gradient
         _, _, (of_core,), (of_others,) = moved.pull(normal.loc[None], score)
         shift[normal.not_common] = np.concatenate([of_others, of_core[n:]])
-        return moved.around(np.clip(shift, -2 * trust, 2 * trust))
+        return moved.around(np.clip(shift, -reach, reach))
 
-    def _move_common(self, normal: ConditionalNormal, trust: float) -> ConditionalNormal:
+    def _move_common(
+        self, normal: ConditionalNormal, trust: float, reach: float
+    ) -> ConditionalNormal:
         """The common elements, where all others follow them."""
         n = normal.order.n_common
         pulled = normal.pull(self.points, self.scores)
@@ -331,7 +335,7 @@ class _Regression:
         found = on_common.fit(core_scores[:, :n] - noise @ in_common.T)
         precisions, axes = _clipped(-found[1:], trust)
         shift = np.zeros(normal.order.size)
-        along = np.clip(axes.T @ found[0] / precisions, -2 * trust, 2 * trust)
+        along = np.clip(axes.T @ found[0] / precisions, -reach, reach)
         shift[normal.order.core[:n]] = axes @ along
         return normal.around(shift).with_common(_lower(axes / np.sqrt(precisions)))
 

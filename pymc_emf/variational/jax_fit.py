@@ -24,11 +24,15 @@ from pymc_emf.variational.prepare import compile_steps
 from pymc_emf.variational.record import FitRecord
 from pymc_emf.variational.start import Started
 from pymc_emf.variational.state import MethodState
-from pymc_emf.variational.train import begin_run, maximise_elbo
+from pymc_emf.variational.train import begin_run, maximise_elbo, may_end_at_start
 
 __all__ = ["fit_by_jax"]
 
 logger = logging.getLogger(__name__)
+
+#: Of more elements, whose start takes seconds and often is enough, the loop is compiled only after
+#: that; of fewer, beside it.
+MANY = 200
 
 
 def fit_by_jax(
@@ -52,6 +56,10 @@ def fit_by_jax(
     """
     begin = time.perf_counter()
     fit, steps = _start(kept, approx, ask, rng, file)
+    if fit.run is None or steps is None:
+        fit.stay()
+        conclude(approx, fit.started.values, fit.started.as_trained(), ask.n, rng, begin)
+        return State(0, step=None, callbacks=ask.callbacks, score=ask.scores)
     prepared, run = approx.prepared, fit.run
     trained = maximise_elbo(prepared, steps, run, ask, fit.before_stopping, fit.after_stopping)
     fit.adopt(trained)
@@ -72,13 +80,16 @@ def fit_by_jax(
 
 
 def _start(kept, approx, ask, rng, file) -> tuple["_Fit", Any]:
-    """The fit before its first step, with everything compiled."""
+    """The fit before its first step, with everything compiled, if there is a step to take."""
     prepared, timing, clock = approx.prepared, dict(approx.timing), _Clock()
     if file is not None:
         file.check(prepared)
     prepared.objective.rewrite()
     timing["rewrite"] = timing.get("rewrite", 0.0) + clock.lap()
-    steps = compile_steps(prepared, approx.values, ask, kept.steps)
+    may_stay = kept.started is None and file is None and may_end_at_start(prepared, ask)
+    steps = None
+    if not (may_stay and prepared.objective.size > MANY):
+        steps = compile_steps(prepared, approx.values, ask, kept.steps)
     timing["compile"] = clock.lap()
     earlier, taken = approx.hist, None
     if file is not None and file.exists:
@@ -88,11 +99,15 @@ def _start(kept, approx, ask, rng, file) -> tuple["_Fit", Any]:
         timing = taken.record.timing | timing
     else:
         started = kept.start(approx, rng)
-        run = begin_run(prepared, steps, started, ask.n, rng)
+        clock.lap()
+        run = None
+        if not (may_stay and started.divergence < ask.tol):
+            steps = steps or compile_steps(prepared, approx.values, ask)
+            run = begin_run(prepared, steps, started, ask.n, rng)
     timing["warm_start"] = started.seconds
-    clock.lap()
-    steps.chunk.wait()
-    timing["compile"] += clock.lap()
+    if run is not None and steps is not None:
+        steps.chunk.wait()
+        timing["compile"] += clock.lap()
 
     kept.keep(approx, rng, started, steps)
     approx.use_backend(None)
@@ -122,7 +137,7 @@ class _Fit:
         approx: EMFApproximation,
         ask: FitOptions,
         started: Started,
-        run: Run,
+        run: Run | None,
         earlier: np.ndarray,
         file: Checkpoint | None,
         random_state: dict[str, Any],
@@ -133,7 +148,7 @@ class _Fit:
         self.random_state = random_state
         self.before_stopping = [self._call] if ask.callbacks else []
         self.after_stopping = [] if file is None else [self._write_if_due]
-        if file is not None and file.is_due(run):
+        if file is not None and run is not None and file.is_due(run):
             self._write(run, "unfinished")
 
     def values_of(self, trained: Sequence[Any]) -> list[np.ndarray]:
@@ -172,10 +187,16 @@ class _Fit:
             self.approx.random_state,
         )
 
+    def stay(self) -> None:
+        """Give the approximation the start, from which there is nothing more to learn."""
+        trained = self.started.as_trained()
+        record = self._record(trained.losses, trained.stopping)
+        self.approx.adopt(self.started.values, record)
+
     def adopt(self, trained: Trained) -> None:
         """Give the approximation what was learnt, and write it."""
         self.timing["step"] = trained.seconds
         record = self._record(trained.losses, trained.stopping)
         self.approx.adopt(self.values_of(trained.values), record)
-        if self.file is not None and not trained.failed:
+        if self.file is not None and self.run is not None and not trained.failed:
             self._write(self.run, trained.stopping.reason)

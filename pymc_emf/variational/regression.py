@@ -40,11 +40,12 @@ RISE, NEGLIGIBLE = 1e-3, 1e-4
 MIN_USABLE = 0.8
 #: Pulls towards the normal at hand, as so many draws of its own scores would.
 RIDGE = 0.01
-#: Log of the factor by which a variance may fall in one step; it may grow by its root. The mean
-#: may move by twice as many standard deviations.
+#: Log of the factor by which a variance may fall in one step; it may grow by its root.
 FIRST_TRUST, MAX_TRUST, MIN_TRUST = 1.0, 2.0, 1e-3
+#: Standard deviations by which the mean may move, beside that, and by which factor that grows.
+REACH, GROWTH_OF_REACH = 2.0, 2.0
 #: A first normal is shrunk until its log weights vary by no more, in nats: beside a constant for
-#: each square root of an element.
+#: each square root of an element, and of many elements for every ten.
 CALM = 5.0
 MAX_SHRINKAGE = 15
 
@@ -78,15 +79,16 @@ class Family(Protocol):
 class Move(Protocol):
     """What a regression says."""
 
-    def move(self, normal: Any, trust: float) -> Any:
+    def move(self, normal: Any, trust: float, reach: float) -> Any:
         """The normal with the mean and the precisions found, as far as they can be trusted.
 
         Parameters
         ----------
         normal : Family
         trust : float
-            Log of the factor by which a precision may fall; it may rise by its square, and the
-            mean may move by twice as many standard deviations.
+            Log of the factor by which a precision may fall; it may rise by its square.
+        reach : float
+            Standard deviations by which the mean may move.
         """
 
 
@@ -203,7 +205,7 @@ def regress_scores(
         normal = isotropic(np.asarray(loc, dtype=float), scale)
         n_draws = max(MIN_DRAWS, normal.n_draws)
         now = _sample(score, normal, n_draws, rng)
-        if np.isfinite(now.elbo) and now.sd < CALM * (1 + np.sqrt(size)):
+        if np.isfinite(now.elbo) and now.sd < CALM * (1 + max(np.sqrt(size), size / 10)):
             break
         scale /= 10
     if not np.isfinite(now.elbo):
@@ -222,17 +224,18 @@ def _climb(
     to_beat: float,
 ) -> _Batch:
     """Steps from a batch of finite scores, as far as they lead."""
-    trust, pool, settled = FIRST_TRUST, [now], 0
+    trust, reach, pool, settled = FIRST_TRUST, REACH * FIRST_TRUST, [now], 0
     most = min(MAX_POOLED, max(MAX_POOLED_DRAWS // n_draws, 2))
     near = NEAR * np.sqrt(now.points.shape[1])
     # scores may be so large that their squares are not finite: then this is the end of the way
     with np.errstate(all="ignore"), suppress(np.linalg.LinAlgError, ValueError):
         step = _regress(now.normal, pool)
         for i in range(n_batches):
-            new = _sample(score, step.move(now.normal, trust), n_draws, rng)
+            new = _sample(score, step.move(now.normal, trust, reach), n_draws, rng)
             gain, se = new.elbo - now.elbo, np.hypot(new.se, now.se)
             if not gain > -2 * se - NEGLIGIBLE or new.sd > max(3 * now.sd, 1.0):
                 trust *= 0.4
+                reach = min(reach, REACH * trust)
                 if trust < MIN_TRUST:
                     break
                 more = _sample(score, now.normal, n_draws, rng) if len(pool) < most else now
@@ -245,7 +248,7 @@ def _climb(
             # close by, the scores at draws from the normals before are as linear
             kept = most if settled else MOVING_POOL * (new.sd < near)
             pool = [*pool[len(pool) - min(kept, len(pool)) :], new]
-            now, trust = new, min(1.5 * trust, MAX_TRUST)
+            now, trust, reach = new, min(1.5 * trust, MAX_TRUST), GROWTH_OF_REACH * reach
             out_of_reach = now.elbo + (n_batches - i) * max(gain, 0.0) < to_beat
             if settled >= most or (i > FEWEST_BATCHES and out_of_reach):
                 break
@@ -299,9 +302,9 @@ class _Step(NamedTuple):
     precisions: np.ndarray
     axes: np.ndarray
 
-    def move(self, normal: Normal, trust: float) -> Normal:
+    def move(self, normal: Normal, trust: float, reach: float) -> Normal:
         precisions = np.clip(self.precisions, np.exp(-trust), np.exp(2 * trust))
-        shift = np.clip(self.axes.T @ self.intercept / precisions, -2 * trust, 2 * trust)
+        shift = np.clip(self.axes.T @ self.intercept / precisions, -reach, reach)
         root = normal.factor @ (self.axes / np.sqrt(precisions))
         factor = np.linalg.qr(root.T, mode="r").T
         return Normal(

@@ -222,16 +222,18 @@ class Search:
                 if not any(self._is_near(r) and r.normal.holds(point) for r in found.values()):
                     found[next(names)] = regress_scores(score, point, MODE_SCALE, self.rng, family)
 
-        if self.objective.target.is_heavy:
+        if sparse:
+            # modes of many elements and their common scales have next to no mass
+            try_prior()
+            if not np.isfinite(found["scores"].elbo):
+                try_modes()
+        elif self.objective.target.is_heavy:
             try_modes()
-            # a common scale of zero is a mode, too, whose normal may be near it
-            if sparse or not any(map(self._is_near, found.values())):
+            if not any(map(self._is_near, found.values())):
                 try_prior()
         else:
             try_prior()
-            # modes of many elements and their common scales have next to no mass
-            if not (sparse and np.isfinite(found["scores"].elbo)):
-                try_modes()
+            try_modes()
         return {
             name: _candidate(layer, regressed, gates)
             for name, regressed in found.items()

@@ -10,7 +10,8 @@ import pytensor
 
 from threadpoolctl import threadpool_limits
 
-from pymc_emf.engine.stopping import EXACT
+from pymc_emf.engine.stopping import EXACT, Stopping
+from pymc_emf.engine.trainer import Trained
 from pymc_emf.variational.auxiliary import auxiliary
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.options import GATE_LEARNING_RATE, LEARNING_RATE
@@ -42,6 +43,17 @@ class Started:
     report: WarmStart
     gate_rates: list[np.ndarray] | None = None
     seconds: float = 0.0
+
+    @property
+    def divergence(self) -> float:
+        """Estimated divergence from the posterior in nats, where it is small."""
+        return self.report.sd**2 / 2
+
+    def as_trained(self) -> Trained:
+        """The start as the result of no step: its loss, and why there was none to take."""
+        reason = "exact" if self.divergence < EXACT else "converged"
+        losses = np.array([-self.report.elbos[self.report.chosen]])
+        return Trained(self.values, losses, Stopping(reason, 0))
 
 
 def find_start(

@@ -10,7 +10,7 @@ from pymc_emf.variational.options import FitOptions
 from pymc_emf.variational.prepare import Prepared, Steps
 from pymc_emf.variational.start import Started, rates_of
 
-__all__ = ["begin_run", "maximise_elbo"]
+__all__ = ["begin_run", "maximise_elbo", "may_end_at_start"]
 
 
 def begin_run(
@@ -26,6 +26,20 @@ def begin_run(
         objective.fixed(values),
     )
     return Run.begin(steps.optimizer, state, int(rng.integers(2**31)), n)
+
+
+def may_be_exact(prepared: Prepared) -> bool:
+    """Whether an exact posterior is one that there is nothing to gain upon.
+
+    That under some parameters of the model is not that under the best ones.
+    """
+    return not (prepared.program.parameters or prepared.objective.target.minibatches)
+
+
+def may_end_at_start(prepared: Prepared, ask: FitOptions) -> bool:
+    """Whether a fit may do without any step: nobody has asked to watch them, or for their kind."""
+    watched = ask.callbacks or ask.obj_optimizer is not None
+    return may_be_exact(prepared) and ask.tol is not None and not watched
 
 
 def maximise_elbo(
@@ -48,9 +62,7 @@ def maximise_elbo(
     before_stopping, after_stopping : sequence of callable
         Called after every chunk, before and after it is decided whether to stop.
     """
-    # the exact posterior under some parameters of the model is not that under the best
-    may_be_exact = not (prepared.program.parameters or prepared.objective.target.minibatches)
-    settled = stop_when_settled(steps.n_draws, ask.tol, may_be_exact)
+    settled = stop_when_settled(steps.n_draws, ask.tol, may_be_exact(prepared))
     return train(
         run,
         steps.chunk,
