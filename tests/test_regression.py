@@ -102,6 +102,23 @@ def test_holds():
     assert not normal.holds(np.array([2.0, 2.0]))
 
 
+def test_a_posterior_that_is_narrow_and_far_off():
+    """A hundred times as many standard deviations as a first step may take."""
+    scales = np.array([1e-4, 1.0, 1e-5])
+    score = normal_score(np.array([0.5, 3.0, -0.3]), np.diag(scales**-2))
+    n_batches = 0
+
+    def counted(points):
+        nonlocal n_batches
+        n_batches += 1
+        return score(points)
+
+    found = regress_scores(counted, np.zeros(3), 1.0, np.random.default_rng(0))
+    np.testing.assert_allclose((found.normal.loc - [0.5, 3.0, -0.3]) / scales, 0.0, atol=0.01)
+    assert found.sd < 1e-3
+    assert n_batches < 60
+
+
 # --- few interactions --------------------------------------------------------------------------
 
 
@@ -140,6 +157,20 @@ def grid(side=12):
 def structure_of(precision, variables, gated=frozenset()):
     score = normal_score(np.zeros(len(precision)), precision)
     return find_structure(lambda closed: score, len(precision), variables, set(gated))
+
+
+def test_rounding_is_no_interaction():
+    """On a GPU the last digits of a sum differ from call to call."""
+    precision, variables = groups()
+    rng = np.random.default_rng(0)
+
+    def score(points):
+        log_density, scores = normal_score(np.zeros(len(precision)), precision)(points)
+        return log_density, scores * (1 + 1e-14 * rng.normal(size=scores.shape))
+
+    order, _ = find_structure(lambda closed: score, len(precision), variables, set())
+    exact, _ = structure_of(precision, variables)
+    assert order.to_lists() == exact.to_lists()
 
 
 @pytest.mark.parametrize("make", [band, groups, grid])

@@ -6,8 +6,9 @@ import numpy as np
 
 __all__ = ["EXACT", "Stopping", "divergence_left", "has_plateaued", "is_exact", "rounding_hides"]
 
-#: The latest losses are compared with as many before: this share of all, and no fewer than so many.
-SHARE, WINDOW = 4, 600
+#: The latest losses are compared with as many before: this share of all, and no fewer than so
+#: many, or than so many steps of a fit each of which is long.
+SHARE, WINDOW, SHORT_WINDOW = 4, 600, 200
 #: Standard errors by which a rise must exceed zero to be one: few, as they are asked often.
 CERTAINTY = 0.5
 #: Estimated divergence from the posterior, in nats, below which there is nothing left to learn.
@@ -32,7 +33,7 @@ class Stopping(NamedTuple):
     step: int
 
 
-def has_plateaued(losses: np.ndarray, tol: float) -> bool:
+def has_plateaued(losses: np.ndarray, tol: float, window: int = WINDOW) -> bool:
     """Whether losses no longer fall by more than ``tol``, or half of their Monte Carlo error.
 
     Compares the last quarter with the quarter before.
@@ -43,8 +44,10 @@ def has_plateaued(losses: np.ndarray, tol: float) -> bool:
         Of every step so far.
     tol : float
         In the units of the losses.
+    window : int
+        No fewer losses are compared.
     """
-    window = max(WINDOW, len(losses) // SHARE)
+    window = max(window, len(losses) // SHARE)
     if len(losses) < 2 * window:
         return False
     earlier, latest = losses[-2 * window : -window], losses[-window:]

@@ -18,7 +18,13 @@ from rich.theme import Theme
 from pymc_emf.arguments import progress_bar
 from pymc_emf.engine.loop import CHUNK_SIZE, MAX_BAD_STEPS, Chunk, LoopState
 from pymc_emf.engine.optimizers import Optimizer
-from pymc_emf.engine.stopping import Stopping, divergence_left, has_plateaued, is_exact
+from pymc_emf.engine.stopping import (
+    WINDOW,
+    Stopping,
+    divergence_left,
+    has_plateaued,
+    is_exact,
+)
 
 __all__ = ["Observer", "Run", "Trained", "average", "stop_when_settled", "train"]
 
@@ -280,7 +286,9 @@ def average(losses: np.ndarray) -> float:
     return float(recent.mean()) if recent.size else np.nan
 
 
-def stop_when_settled(n_draws: int, tol: float | None, may_be_exact: bool) -> Observer:
+def stop_when_settled(
+    n_draws: int, tol: float | None, may_be_exact: bool, window: int = WINDOW
+) -> Observer:
     """Make an observer that ends a run whose losses say that there is nothing more to gain.
 
     Parameters
@@ -292,17 +300,19 @@ def stop_when_settled(n_draws: int, tol: float | None, may_be_exact: bool) -> Ob
     may_be_exact : bool
         Whether losses without noise mean that there is nothing left to learn: neither under
         the wrong parameters of a model nor over the rows of a minibatch do they.
+    window : int
+        See :func:`has_plateaued`.
     """
     dtype = np.dtype(pytensor.config.floatX)
 
     def observe(run: Run) -> None:
         losses = run.losses_so_far
-        window = min(CHUNK_SIZE, run.n)
-        if may_be_exact and is_exact(losses[-window:], n_draws, window, dtype):
+        latest = min(CHUNK_SIZE, run.n)
+        if may_be_exact and is_exact(losses[-latest:], n_draws, latest, dtype):
             run.stop("exact")
         elif tol is not None and run.reason == "steps":
             near = may_be_exact and divergence_left(losses[-CHUNK_SIZE:], n_draws) < tol
-            if near or has_plateaued(losses, tol):
+            if near or has_plateaued(losses, tol, window):
                 within = max(COOL_DOWN, run.done // COOL_DOWN_SHARE)
                 run.stop("converged", within=within if run.optimizer.scheduled else 0)
 

@@ -14,6 +14,7 @@ from pymc.variational.inference import State
 from pymc_emf.engine.stopping import Stopping
 from pymc_emf.engine.trainer import Run, Trained
 from pymc_emf.exceptions import NonFiniteELBOError
+from pymc_emf.layers.presets import SPARSE_FROM
 from pymc_emf.variational.approximation import EMFApproximation
 from pymc_emf.variational.auxiliary import auxiliary
 from pymc_emf.variational.check import explain
@@ -29,10 +30,6 @@ from pymc_emf.variational.train import begin_run, maximise_elbo, may_end_at_star
 __all__ = ["fit_by_jax"]
 
 logger = logging.getLogger(__name__)
-
-#: Of more elements, whose start takes seconds and often is enough, the loop is compiled only after
-#: that; of fewer, beside it.
-MANY = 200
 
 
 def fit_by_jax(
@@ -88,7 +85,8 @@ def _start(kept, approx, ask, rng, file) -> tuple["_Fit", Any]:
     timing["rewrite"] = timing.get("rewrite", 0.0) + clock.lap()
     may_stay = kept.started is None and file is None and may_end_at_start(prepared, ask)
     steps = None
-    if not (may_stay and prepared.objective.size > MANY):
+    # the start of many elements takes seconds and often is enough; else both go on side by side
+    if not (may_stay and prepared.objective.size > SPARSE_FROM):
         steps = compile_steps(prepared, approx.values, ask, kept.steps)
     timing["compile"] = clock.lap()
     earlier, taken = approx.hist, None

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from pymc_emf.engine.loop import start_state
+from pymc_emf.engine.stopping import SHORT_WINDOW, WINDOW
 from pymc_emf.engine.trainer import Observer, Run, Trained, stop_when_settled, train
+from pymc_emf.layers.presets import SPARSE_FROM
 from pymc_emf.variational.options import FitOptions
 from pymc_emf.variational.prepare import Prepared, Steps
 from pymc_emf.variational.start import Started, rates_of
@@ -62,7 +64,10 @@ def maximise_elbo(
     before_stopping, after_stopping : sequence of callable
         Called after every chunk, before and after it is decided whether to stop.
     """
-    settled = stop_when_settled(steps.n_draws, ask.tol, may_be_exact(prepared))
+    exactly = may_be_exact(prepared)
+    # where steps are long, what they gain in their number is soon seen
+    window = SHORT_WINDOW if exactly and prepared.objective.size > SPARSE_FROM else WINDOW
+    settled = stop_when_settled(steps.n_draws, ask.tol, exactly, window)
     return train(
         run,
         steps.chunk,
