@@ -36,6 +36,7 @@ from rich.table import Table
 from case_studies.campaign import Task, make_console, read, report, reporter, run, thinned, write
 from case_studies.eight_schools import PAPER_ELBO, exact_draws
 from case_studies.methods import METHODS, PAPER, QUICK, STANDARD, Settings, fit
+from case_studies.paper import unpack
 from case_studies.problems import Problem, load, names
 from case_studies.simulation import simulate
 
@@ -228,6 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for method in chosen["methods"]
     ]
     console = make_console()
+    unpack("variational", tasks, settings.name, folder)
     run(tasks, partial(measure, settings=settings, folder=folder), folder, args.jobs, console)
 
     frame = collect(tasks, folder)
