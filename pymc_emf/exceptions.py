@@ -1,5 +1,7 @@
 """Exceptions of this package, subtypes of the ones PyMC raises in the same situations."""
 
+from typing import Any
+
 from pymc.variational.opvi import ParametrizationError, VariationalInferenceError
 
 __all__ = [
@@ -25,7 +27,17 @@ class BadStartError(VariationalInferenceError, ValueError):
 
 
 class NonFiniteELBOError(VariationalInferenceError, FloatingPointError):
-    """The ELBO or its gradient stopped being finite during the fit."""
+    """The ELBO or its gradient stopped being finite during the fit.
+
+    Attributes
+    ----------
+    approx : EMFApproximation or None
+        With what was learnt before.
+    """
+
+    def __init__(self, reason: str, approx: Any = None):
+        super().__init__(reason)
+        self.approx = approx
 
 
 class NonFiniteLossError(FloatingPointError):

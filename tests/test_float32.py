@@ -51,6 +51,31 @@ assert np.isfinite(approx.hist).all()
 """
 
 
+#: An operation that JAX lacks, and that is in double precision whatever floatX is.
+CALLED = """
+import pytensor.tensor as pt
+
+from pytensor.graph.basic import Apply
+from pytensor.graph.op import Op
+
+class Twice(Op):
+    def make_node(self, x):
+        return Apply(self, [pt.as_tensor(x).astype("float64")], [pt.dscalar()])
+
+    def perform(self, node, inputs, outputs):
+        assert inputs[0].dtype == np.float64
+        outputs[0][0] = 2.0 * inputs[0]
+
+    def pullback(self, inputs, outputs, cotangents):
+        return [2.0 * cotangents[0]]
+
+with pm.Model() as model:
+    pm.Normal("y", Twice()(pm.Normal("x")), 1.0, observed=2.0)
+approx = emf.fit(300, model=model, layers="affine", random_seed=1, progressbar=False)
+assert abs(float(approx.sample(4000, random_seed=1).posterior["x"].mean()) - 0.8) < 0.05
+"""
+
+
 def run(script):
     flags = os.environ.get("PYTENSOR_FLAGS", "")
     environment = os.environ | {"PYTENSOR_FLAGS": f"{flags},floatX=float32".lstrip(",")}
@@ -61,7 +86,7 @@ def run(script):
 
 
 def test_single_precision():
-    run(FAMILIES.replace("FAMILIES", CLOSED) + FIT)
+    run(FAMILIES.replace("FAMILIES", CLOSED) + FIT + CALLED)
 
 
 @pytest.mark.slow

@@ -231,6 +231,33 @@ def test_nutpie_interrupted_while_it_tunes(line, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("lengths", "chains", "draws"),
+    [([5, 5, 5], [0, 1, 2], 5), ([5, 3, 0, 5], [0, 3], 5), ([0, 4, 3, 3], [1, 2, 3], 3)],
+)
+def test_chains_that_were_cut_short(line, lengths, chains, draws, monkeypatch):
+    """NaN, with which nutpie fills them, is none of the draws."""
+    noise = np.random.default_rng(0).normal(size=(len(lengths), 5, 2))
+    for chain, length in zip(noise, lengths, strict=True):
+        chain[length:] = np.nan
+    groups = {"posterior": {"noise": noise}, "sample_stats": {"depth": noise[..., 0]}}
+    monkeypatch.setattr(pm, "sample", lambda *args, **kwargs: az.from_dict(groups))
+    idata = line[0].nuts(**SHORT, random_seed=3, nuts_sampler="pymc")
+    assert idata.posterior["beta"].shape == (len(chains), draws, 2)
+    assert np.isfinite(idata.posterior["beta"]).all()
+    np.testing.assert_array_equal(idata.sample_stats["tree_depth"], noise[chains, :draws, 0])
+
+
+@pytest.mark.parametrize("said", ["Not enough samples to", "Sampler has no results to take"])
+def test_samplers_without_any_draw(line, said, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise ValueError(said)
+
+    monkeypatch.setattr(pm, "sample", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="before it had drawn anything"):
+        line[0].nuts(**SHORT, nuts_sampler="pymc")
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"draws": 0}, "draws must be a positive integer, got 0"),

@@ -82,7 +82,8 @@ class Fitter:
         after = objective.join(trained.values, objective.fixed(started.values))
         if trained.failed:
             step = len(trained.losses)
-            reason = explain(objective, after, run.key, steps.n_draws, step)
+            slower = self.ask.slower("optax.adam(1e-3)")
+            reason = explain(objective, after, run.key, steps.n_draws, step, slower)
             raise NonFiniteELBOError(reason)
         checked = check(objective, started.values, after, rng)
         return checked.values, checked.pareto_k

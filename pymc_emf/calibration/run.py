@@ -25,6 +25,7 @@ from pymc_emf.arguments import check_positive, free_name, progress_bar
 from pymc_emf.calibration.fitter import Fitter, Ranked, Simulated
 from pymc_emf.calibration.result import Calibration
 from pymc_emf.calibration.saved import File
+from pymc_emf.engine.interrupts import heard
 from pymc_emf.model.program import Program
 from pymc_emf.variational.method import OPTIONS, EMFApprox
 from pymc_emf.variational.options import FitOptions
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 _FIT_ARGUMENTS = {"obj_n_mc", "obj_optimizer", "total_grad_norm_constraint", "tol", "devices"}
 
 
+@heard()
 def calibrate(
     model: pm.Model | None = None,
     simulations: int = 100,

@@ -25,6 +25,7 @@ from pymc_emf.density.likelihood import Likelihood
 from pymc_emf.density.observers import Refill, Validation
 from pymc_emf.density.saved import read_density, write_density
 from pymc_emf.density.start import learning_rates, start_from_moments
+from pymc_emf.engine.interrupts import heard
 from pymc_emf.engine.loop import CHUNK_SIZE, Chunk, compile_chunk, start_state
 from pymc_emf.engine.optimizers import Optimizer, make_optimizer
 from pymc_emf.engine.stopping import Stopping
@@ -131,6 +132,7 @@ class DensityEstimator:
 
     # --- fitting -------------------------------------------------------------------------------
 
+    @heard()
     def fit(
         self,
         X: Source,

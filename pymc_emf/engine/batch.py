@@ -12,6 +12,9 @@ from pymc.pytensorf import compile as pymc_compile
 from pytensor.graph.replace import vectorize_graph
 from pytensor.tensor.variable import TensorVariable
 
+from pymc_emf.engine.callback import as_raised
+from pymc_emf.engine.forks import refuse_fork
+
 __all__ = ["Batched", "batch_jax", "batch_pytensor"]
 
 #: Events per compiled call: enough to fill vector units, few enough to bound memory.
@@ -66,6 +69,7 @@ def batch_jax(
         return jax.lax.fori_loop(0, -(-n_present // block), one_block, empty)
 
     def run(values: Sequence[Any], *events: np.ndarray) -> Any:
+        refuse_fork()
         values = [jnp.asarray(value) for value in values]
         n_events = len(events[0])
         step = size or min(BATCH_SIZE, _next_power_of_two(n_events))
@@ -73,8 +77,9 @@ def batch_jax(
         for start in range(0, max(n_events, 1), step):  # without events, one tells the shapes
             present = min(step, n_events - start)
             piece = tuple(_pad(array[start : start + step], step) for array in events)
-            outputs = compiled(values, piece, present)
-            pieces.append(jax.tree.map(lambda x, n=present: np.asarray(x)[:n], outputs))
+            with as_raised():
+                outputs = compiled(values, piece, present)
+                pieces.append(jax.tree.map(lambda x, n=present: np.asarray(x)[:n], outputs))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *pieces)
 
     return run

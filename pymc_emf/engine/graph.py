@@ -12,6 +12,7 @@ from pymc.distributions.distribution import SymbolicRandomVariable
 from pytensor.compile.mode import Mode
 from pytensor.graph.basic import Constant, Variable
 from pytensor.graph.replace import clone_replace
+from pytensor.graph.rewriting.db import RewriteDatabaseQuery
 from pytensor.graph.traversal import ancestors, toposort
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.random.op import RandomVariable
@@ -26,10 +27,14 @@ __all__ = [
 ]
 
 
-def evaluate_once(inputs: dict[Variable, Any], output: Variable) -> np.ndarray:
-    """Evaluate a graph as it stands, node by node, where to compile it would not pay."""
+def evaluate_once(
+    inputs: dict[Variable, Any], output: Variable, rewritten: bool = False
+) -> np.ndarray:
+    """Evaluate a graph node by node, where to compile it would not pay; by default as it stands."""
+    optimizer = RewriteDatabaseQuery(include=["fast_run"], exclude=["fusion"])
+    mode = Mode("py", optimizer if rewritten else "None")
     with pytensor.config.change_flags(linker="py", cxx=""):  # of the inner graphs of scans too
-        function = pytensor.function(list(inputs), output, mode=Mode("py", "None"))
+        function = pytensor.function(list(inputs), output, mode=mode)
         with np.errstate(all="ignore"):
             return np.asarray(function(*inputs.values()))
 

@@ -20,6 +20,7 @@ from pytensor.scan.op import Scan
 
 from pymc_emf.engine.branches import guard_branches
 from pymc_emf.engine.cache import use_persistent_cache
+from pymc_emf.engine.callback import Called, call_back
 from pymc_emf.engine.graph import upcast_constants
 from pymc_emf.engine.special import use_special_functions
 from pymc_emf.engine.tails import undo_complements, use_log_ndtr
@@ -28,7 +29,11 @@ __all__ = ["jaxify"]
 
 
 def jaxify(
-    inputs: Sequence[Variable], outputs: Sequence[Variable], *, check_bounds: bool = True
+    inputs: Sequence[Variable],
+    outputs: Sequence[Variable],
+    *,
+    check_bounds: bool = True,
+    with_slopes: bool = False,
 ) -> Callable[..., tuple[Any, ...]]:
     """Rewrite a PyTensor graph once and return it as a JAX function.
 
@@ -40,6 +45,8 @@ def jaxify(
     outputs : sequence of Variable
     check_bounds : bool
         Whether PyMC's parameter checks make a log density minus infinity, or are dropped.
+    with_slopes : bool
+        Whether derivatives will be asked for, which operations unknown to JAX may lack.
 
     Returns
     -------
@@ -49,7 +56,8 @@ def jaxify(
     Raises
     ------
     NotImplementedError
-        If the graph holds an Op that has no implementation in JAX.
+        If the graph holds an Op that JAX cannot run, or, ``with_slopes``, one that is called back
+        and has no gradient.
     """
     use_persistent_cache()
     outputs = upcast_constants(outputs)
@@ -68,11 +76,15 @@ def jaxify(
     check = (
         "local_check_parameter_to_ninf_switch" if check_bounds else "local_remove_check_parameter"
     )
-    mode = JAX.including(check)
+    # a rewrite that saves what XLA saves anyway, and fails noisily on truth values
+    mode = JAX.including(check).excluding("local_greedy_distributor")
     with pytensor.config.change_flags(traceback__limit=0):
         use_log_ndtr(fgraph)
         mode.optimizer.rewrite(fgraph)
-    _mend(fgraph)
+    called = _mend(fgraph)
+    if with_slopes:
+        for op in called:
+            _ = op.slopes
     with warnings.catch_warnings():
         # shape assertions of PyTensor's own, which JAX would ignore as it ignores its own
         warnings.filterwarnings("ignore", message="Skipping .* Op", category=UserWarning)
@@ -85,14 +97,19 @@ def jaxify(
             ) from error
 
 
-def _mend(fgraph: FunctionGraph) -> None:
-    """Rewrite what JAX would evaluate or differentiate badly, in the steps of scans as well."""
+def _mend(fgraph: FunctionGraph) -> list[Called]:
+    """Rewrite what JAX would evaluate or differentiate badly, in the steps of scans as well.
+
+    Returns what is not for JAX at all, and is called back.
+    """
+    called = []
     for node in list(fgraph.apply_nodes):
         if isinstance(node.op, Scan):
             step = node.op.fgraph.unfreeze()
-            _mend(step)
+            called += _mend(step)
             scan = node.op.clone_with_inner_graph(step).make_node(*node.inputs)
             fgraph.replace_all(zip(node.outputs, scan.outputs, strict=True), import_missing=True)
     undo_complements(fgraph)
     use_special_functions(fgraph)
     guard_branches(fgraph)
+    return [*called, *call_back(fgraph)]

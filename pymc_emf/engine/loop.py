@@ -11,6 +11,8 @@ import optax
 
 from jax.sharding import Sharding
 
+from pymc_emf.engine.callback import as_raised
+from pymc_emf.engine.forks import refuse_fork
 from pymc_emf.engine.optimizers import Optimizer, Values
 
 __all__ = ["CHUNK_SIZE", "MAX_BAD_STEPS", "Chunk", "LoopState", "compile_chunk", "start_state"]
@@ -73,8 +75,9 @@ class Chunk:
     def __call__(self, state: LoopState, key: jax.Array, n: int) -> tuple[LoopState, np.ndarray]:
         """Return the state after ``n`` steps and their losses."""
         state, key = jax.device_put((state, key), self._placement)
-        state, losses = self._compiled.result()(state, key, n)
-        return state, np.asarray(losses)[:n]
+        with as_raised():
+            state, losses = self._compiled.result()(state, key, n)
+            return state, np.asarray(losses)[:n]
 
 
 _COMPILER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pymc_emf_compile")
@@ -177,6 +180,7 @@ def compile_chunk(
     Chunk
         Tracing is done; XLA works on in the background.
     """
+    refuse_fork()
     ahead = size if ahead is None else min(ahead, size)
     one_step = _step(loss, optimizer)
 

@@ -41,7 +41,9 @@ class Description:
 
     def __str__(self) -> str:
         written = StringIO()
-        Console(width=160, file=written, color_system=None).print(self)
+        # in a notebook, rich would show the table rather than write it
+        console = Console(width=160, file=written, color_system=None, force_jupyter=False)
+        console.print(self)
         lines = written.getvalue().rstrip().split("\n")
         return "\n".join(line.rstrip() for line in lines)
 

@@ -3,7 +3,6 @@
 import os
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from pymc.variational.opvi import VIState
 from pytensor.graph.replace import vectorize_graph
 
 from pymc_emf.arguments import check_positive, make_rng
-from pymc_emf.engine.stopping import Stopping
+from pymc_emf.engine.interrupts import heard
 from pymc_emf.layers.parameters import store
 from pymc_emf.model.parameter import constrained_value
 from pymc_emf.variational.check import weigh
@@ -27,9 +26,9 @@ from pymc_emf.variational.group import N_MOMENT_DRAWS, EMFGroup
 from pymc_emf.variational.importance import ELBO, MIN_DRAWS, estimate_elbo, log_ratio
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.prepare import Prepared
-from pymc_emf.variational.record import FitRecord
+from pymc_emf.variational.record import FitRecord, Recorded
 from pymc_emf.variational.saved_fit import write_fit
-from pymc_emf.variational.search import WarmStart
+from pymc_emf.variational.summary import Summary
 from pymc_emf.variational.transport import Sampler, check_options, sample_noise
 
 __all__ = ["EMFApproximation"]
@@ -38,7 +37,7 @@ __all__ = ["EMFApproximation"]
 MAX_PRIOR_DRAWS = 1000
 
 
-class EMFApproximation(SingleGroupApproximation):
+class EMFApproximation(Recorded, SingleGroupApproximation):
     """Posterior approximation by an embedded-model flow.
 
     Made by ``pm.fit(method=EMFApprox())`` or :func:`pymc_emf.fit`.
@@ -86,30 +85,6 @@ class EMFApproximation(SingleGroupApproximation):
             self.record = record
 
     @property
-    def hist(self) -> np.ndarray:
-        return self.record.hist
-
-    @hist.setter
-    def hist(self, losses: np.ndarray) -> None:  # as PyMC's own loop does
-        self.record = replace(self.record, hist=losses)
-
-    @property
-    def warm_start(self) -> WarmStart:
-        return self.record.warm_start
-
-    @property
-    def stopping(self) -> Stopping | None:
-        return self.record.stopping
-
-    @property
-    def pareto_k(self) -> float | None:
-        return self.record.pareto_k
-
-    @property
-    def timing(self) -> dict[str, float]:
-        return self.record.timing
-
-    @property
     def random_state(self) -> dict[str, Any]:
         """State of the random stream that draws continue where they are given no seed."""
         return dict(self._rng.bit_generator.state)
@@ -121,6 +96,16 @@ class EMFApproximation(SingleGroupApproximation):
     def __str__(self) -> str:
         layers = " > ".join(type(layer).__name__ for layer in self.objective.flow.layers)
         return f"EMFApproximation[{self.objective.size}: {layers}]"
+
+    @property
+    def _summary(self) -> Summary:
+        return Summary(self.objective, self.record, self.gates)
+
+    def __repr__(self) -> str:
+        return repr(self._summary)
+
+    def _repr_html_(self) -> str:
+        return self._summary._repr_html_()
 
     # --- PyMC's symbolic interface -------------------------------------------------------
 
@@ -149,6 +134,7 @@ class EMFApproximation(SingleGroupApproximation):
         self,
         draws: int = 500,
         *,
+        chains: int = 1,
         random_seed: RandomState = None,
         return_inferencedata: bool = True,
         include_transformed: bool | None = None,
@@ -161,7 +147,10 @@ class EMFApproximation(SingleGroupApproximation):
         Parameters
         ----------
         draws : int
-            Number of independent draws.
+            Number of independent draws, of each chain.
+        chains : int
+            Number of labels by which the draws are told apart, for code that wants several chains.
+            All draws are independent, whatever their chain: R-hat says nothing about the fit.
         random_seed : int, RandomState or Generator, optional
             By default the draws continue the random stream of the fit.
         return_inferencedata : bool
@@ -177,7 +166,7 @@ class EMFApproximation(SingleGroupApproximation):
         Returns
         -------
         xarray.DataTree
-            In ArviZ's schema, with one chain: ``posterior`` (free variables and deterministics
+            In ArviZ's schema: ``posterior`` (free variables and deterministics
             with the model's coords and dims), ``sample_stats`` (``lp``, the log joint density, and
             ``lq``, the log density of the approximation, of each draw in value space, nats),
             ``fit`` (``elbo`` of every step, and the gates), ``observed_data``,
@@ -189,14 +178,17 @@ class EMFApproximation(SingleGroupApproximation):
         Raises
         ------
         ValueError
-            If ``draws`` is not a positive integer, or there is no variable of such a name.
+            If ``draws`` or ``chains`` is not a positive integer, or there is no variable of such
+            a name.
         NonFiniteDrawsError
             If next to no draw is a number that floats can hold, at which the model has a density.
             Where some are not, others take their place, with a warning.
         """
         check_positive("draws", draws)
-        if importance and not return_inferencedata:
-            raise TypeError("importance=True needs return_inferencedata=True.")
+        check_positive("chains", chains)
+        for asked, name in ((importance, "importance=True"), (chains > 1, "chains=")):
+            if asked and not return_inferencedata:
+                raise TypeError(f"{name} needs return_inferencedata=True.")
         if not return_inferencedata:
             return super().sample(
                 draws, random_seed=random_seed, return_inferencedata=False, **kwargs
@@ -204,20 +196,22 @@ class EMFApproximation(SingleGroupApproximation):
         if kwargs:
             raise TypeError(f"sample() got unexpected arguments: {', '.join(kwargs)}.")
         attrs: dict[str, float] = {}
-        rng, values = self._generator(random_seed), self.values
+        rng, values, n = self._generator(random_seed), self.values, chains * draws
         if importance:
-            flat, stats, attrs = self._draws.resampled(values, draws, rng)
+            flat, stats, attrs = self._draws.resampled(values, n, rng)
         elif self.objective.target.minibatches:  # a log density of all data might take minutes
-            flat, log_q = self._draws.finite(self.objective.transform, values, draws, rng)
+            flat, log_q = self._draws.finite(self.objective.transform, values, n, rng)
             stats = {"lq": log_q}
         else:
-            flat, log_p, log_q = self._draws.finite(self._draws.weigh, values, draws, rng)
+            flat, log_p, log_q = self._draws.finite(self._draws.weigh, values, n, rng)
             stats = {"lp": log_p, "lq": log_q}
-        stats = {name: array[None] for name, array in stats.items()}
-        tree = self._to_datatree(values, flat[None], stats, include_transformed, var_names)
+        stats = {name: array.reshape(chains, draws) for name, array in stats.items()}
+        flat = flat.reshape(chains, draws, -1)
+        tree = self._to_datatree(values, flat, stats, include_transformed, var_names)
         tree["sample_stats"].attrs |= attrs
         return tree
 
+    @heard()
     def nuts(
         self,
         draws: int = 1000,

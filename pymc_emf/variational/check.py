@@ -25,8 +25,10 @@ from pymc_emf.variational.importance import (
     standard_deviation,
 )
 from pymc_emf.variational.objective import Objective, Values
+from pymc_emf.variational.search import WarmStart
 
 __all__ = [
+    "KEPT",
     "Checked",
     "Weighed",
     "check",
@@ -52,6 +54,9 @@ MAX_CORRECTION, N_SE = 0.1, 4.0
 MANY_ELEMENTS, N_SCORED_DRAWS = 200, 200
 #: Rise of the ELBO over the last fifth of the steps that is worth a warning, in nats.
 MIN_GAIN = 0.1
+
+#: Said of a fit that has failed.
+KEPT = "what was learnt before is in the error's attribute `approx`"
 
 #: How the log says why a fit ended before its last step.
 _SAID = {
@@ -145,7 +150,9 @@ def check(
     return Checked(values, weighed, named, many)
 
 
-def report(checked: Checked | None, losses: np.ndarray, stopping: Stopping, n: int) -> None:
+def report(
+    checked: Checked | None, losses: np.ndarray, stopping: Stopping, n: int, start: WarmStart
+) -> None:
     """Log how a fit ended, and warn if it is poor."""
     done, loss = stopping.step, average_loss(losses)
     if not done and stopping.reason in ("converged", "exact"):
@@ -162,7 +169,7 @@ def report(checked: Checked | None, losses: np.ndarray, stopping: Stopping, n: i
         # where it had stopped rising, it rose once more as the rates fell
         rising = losses if stopping.reason != "converged" else losses[:0]
         missed = checked.weighed.missed
-        warn_if_poor(checked.pareto_k, rising, checked.doubt, missed, checked.many)
+        warn_if_poor(checked.pareto_k, rising, checked.doubt, missed, checked.many, start)
 
 
 def _better(
@@ -292,6 +299,7 @@ def warn_if_poor(
     doubt: tuple[str, str] | None = None,
     missed: float = 0.0,
     many: bool = False,
+    start: WarmStart = WarmStart("none"),  # noqa: B008 (it is frozen)
 ) -> None:
     """Say in plain words that a fit is poor, as far as it shows.
 
@@ -307,13 +315,16 @@ def warn_if_poor(
         Nats of evidence that draws from the prior find beyond what the approximation does.
     many : bool
         Whether there are so many elements that k-hat tells of their number.
+    start : WarmStart
+        How the fit started.
     """
     gain, se = gain_at_the_end(losses)
     if missed:
         logger.warning(
             "The approximation has missed a mode: draws from the prior find more evidence, by %.3g "
-            'nats. Fit again with warm_start="auto", pass a start=, or use approx.nuts().',
+            "nats. To mend it, %s, or use approx.nuts().",
             missed,
+            start.other,
         )
     elif gain > max(MIN_GAIN, 3 * se):
         logger.warning(
@@ -348,8 +359,13 @@ def warn_if_poor(
         )
 
 
-def explain(objective: Objective, values: Values, key: jax.Array, n_draws: int, step: int) -> str:
-    """Name the term of the log density that is not finite at the draws of one step."""
+def explain(
+    objective: Objective, values: Values, key: jax.Array, n_draws: int, step: int, slower: str
+) -> str:
+    """Name the term of the log density that is not finite at the draws of one step.
+
+    ``slower`` says how to learn more slowly.
+    """
     noise, minibatch = objective.draw(key, n_draws)
     values = [jnp.asarray(value) for value in values]
     names = objective.target.term_names
@@ -363,10 +379,7 @@ def explain(objective: Objective, values: Values, key: jax.Array, n_draws: int, 
 
         return jax.vmap(single)(noise)
 
-    advice = (
-        f"what was learnt before step {step} is kept. Check the parameters and data of that "
-        "variable, or lower the learning rate (obj_optimizer=optax.adam(1e-3))."
-    )
+    advice = f"{KEPT}. Check the parameters and data of that variable, or {slower}."
     for name, term in zip(names, terms(values), strict=True):
         bad = int((~np.isfinite(np.asarray(term))).sum())
         if bad:

@@ -36,4 +36,4 @@ def conclude(
     pareto_k = None if checked is None else checked.pareto_k
     values = approx.values if checked is None else checked.values
     approx.adopt(values, replace(approx.record, pareto_k=pareto_k, timing=timing))
-    report(checked, trained.losses, trained.stopping, n)
+    report(checked, trained.losses, trained.stopping, n, approx.warm_start)

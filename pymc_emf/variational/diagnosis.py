@@ -10,7 +10,43 @@ from pymc_emf.variational.check import Weighed
 from pymc_emf.variational.importance import HOPELESS_PARETO_K, MAX_PARETO_K, estimate_elbo
 from pymc_emf.variational.record import FitRecord
 
-__all__ = ["Diagnosis", "diagnose"]
+__all__ = ["Diagnosis", "advise", "diagnose", "gate_range"]
+
+
+def advise(pareto_k: float, missed: float = 0.0, other_start: str = "") -> str:
+    """What to do with an approximation, in one sentence.
+
+    Parameters
+    ----------
+    pareto_k : float
+    missed : float
+        Nats of evidence in a mode that it has missed.
+    other_start : str
+        How to start elsewhere.
+    """
+    if missed:
+        return (
+            "Do not trust it: draws from the prior find more evidence, by "
+            f"{missed:,.3g} nats, in a mode that it has missed; {other_start}."
+        )
+    if np.isnan(pareto_k):
+        return (
+            "Do not trust it: the log density of the model is not finite where the "
+            "approximation reaches; check the model's parameters there."
+        )
+    if pareto_k <= MAX_PARETO_K:
+        return "Use it: the importance weights are well-behaved."
+    if pareto_k <= HOPELESS_PARETO_K:
+        return (
+            "Resample it, approx.sample(importance=True), or fit longer: its tails are too light."
+        )
+    return "Do not trust it: fit longer, check the model, or use approx.nuts()."
+
+
+def gate_range(gate: xr.DataArray) -> str:
+    """Lowest and highest gate of a variable, in digits."""
+    low, high = f"{float(gate.min()):.2f}", f"{float(gate.max()):.2f}"
+    return low if gate.size == 1 else f"{low} to {high}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,6 +76,8 @@ class Diagnosis(Report):
         The start that was taken.
     stopped : str
         Why the fit ended.
+    other_start : str
+        How to start elsewhere.
     """
 
     pareto_k: float
@@ -53,30 +91,12 @@ class Diagnosis(Report):
     gates: xr.Dataset
     warm_start: str
     stopped: str
+    other_start: str
 
     @property
     def advice(self) -> str:
         """What to do, in one sentence."""
-        k = self.pareto_k
-        if self.missed:
-            return (
-                "Do not trust it: draws from the prior find more evidence, by "
-                f"{self.missed:,.3g} nats, in a mode that it has missed; fit again with "
-                'warm_start="auto", or pass a start=.'
-            )
-        if np.isnan(k):
-            return (
-                "Do not trust it: the log density of the model is not finite where the "
-                "approximation reaches; check the model's parameters there."
-            )
-        if k <= MAX_PARETO_K:
-            return "Use it: the importance weights are well-behaved."
-        if k <= HOPELESS_PARETO_K:
-            return (
-                "Resample it, approx.sample(importance=True), or fit longer: its tails are too "
-                "light."
-            )
-        return "Do not trust it: fit longer, check the model, or use approx.nuts()."
+        return advise(self.pareto_k, self.missed, self.other_start)
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = [
@@ -88,9 +108,7 @@ class Diagnosis(Report):
             ("stopped", self.stopped),
         ]
         for name, gate in self.gates.data_vars.items():
-            low, high = float(gate.min()), float(gate.max())
-            spread = f"{low:.2f}" if gate.size == 1 else f"{low:.2f} to {high:.2f}"
-            rows.append((f"gate of {name}", spread))
+            rows.append((f"gate of {name}", gate_range(gate)))
         return [*rows, ("advice", self.advice)]
 
     def to_dataset(self) -> xr.Dataset:
@@ -129,4 +147,5 @@ def diagnose(weighed: Weighed, gates: xr.Dataset, record: FitRecord) -> Diagnosi
         gates=gates,
         warm_start=record.warm_start.chosen,
         stopped="" if stopping is None else f"{stopping.reason}, after step {stopping.step:,}",
+        other_start=record.warm_start.other,
     )

@@ -67,7 +67,7 @@ def standard_deviation(log_weights: np.ndarray, ddof: int = 0) -> float:
         return float(log_weights.std(ddof=ddof))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ELBO:
     """Estimate of the evidence lower bound, in nats.
 
@@ -84,6 +84,8 @@ class ELBO:
 
     def __str__(self) -> str:
         return f"ELBO {self.mean:.4f} ± {self.se:.4f} nats ({self.draws:,} draws)"
+
+    __repr__ = __str__
 
 
 def estimate_elbo(log_weights: np.ndarray) -> ELBO:

@@ -17,7 +17,7 @@ from pymc_emf.exceptions import NonFiniteELBOError
 from pymc_emf.layers.presets import SPARSE_FROM
 from pymc_emf.variational.approximation import EMFApproximation
 from pymc_emf.variational.auxiliary import auxiliary
-from pymc_emf.variational.check import explain
+from pymc_emf.variational.check import KEPT, explain
 from pymc_emf.variational.checkpoint import Checkpoint
 from pymc_emf.variational.conclude import conclude
 from pymc_emf.variational.options import FitOptions
@@ -64,10 +64,11 @@ def fit_by_jax(
     if trained.failed:
         step, values = len(trained.losses), fit.values_of(trained.values)
         key = jax.random.fold_in(run.key, step)
-        reason = f"The ELBO is not finite at step {step}; what was learnt before it is kept."
+        reason = f"The ELBO is not finite at step {step}; {KEPT}."
         with auxiliary("The search for its cause", "the cause is not known"):
-            reason = explain(prepared.objective, values, key, steps.n_draws, step)
-        raise NonFiniteELBOError(reason)
+            slower = ask.slower("optax.adam(1e-3)")
+            reason = explain(prepared.objective, values, key, steps.n_draws, step, slower)
+        raise NonFiniteELBOError(reason, approx)
     if trained.error is not None:
         raise trained.error
     if trained.message:

@@ -24,6 +24,7 @@ from pytensor.link.jax import JAXLinker
 from rich.theme import Theme
 
 from pymc_emf.arguments import make_rng
+from pymc_emf.engine.interrupts import heard
 from pymc_emf.layers.gates import Gate
 from pymc_emf.layers.presets import LayerSpec
 from pymc_emf.model.program import Program
@@ -171,6 +172,7 @@ class EMFApprox(Inference):
 
     # --- fitting -------------------------------------------------------------------------------
 
+    @heard()
     def fit(
         self,
         n: int = 10_000,

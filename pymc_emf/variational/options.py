@@ -137,6 +137,12 @@ class FitOptions:
         """Whether the losses are recorded."""
         return self.score is not False
 
+    def slower(self, optimizer: str) -> str:
+        """Advice to learn more slowly, by this optimiser unless there is one of the user's own."""
+        if self.obj_optimizer is None:
+            return f"lower the learning rate (obj_optimizer={optimizer})"
+        return "lower the learning rate of obj_optimizer"
+
     def settings(self) -> dict[str, Any]:
         """What decides how a fit goes on, as a file can hold it."""
         return {

@@ -22,7 +22,7 @@ from pymc_emf.variational.importance import log_ratio
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.target import Target
 
-__all__ = ["evaluate_prior", "point_in_noise", "user_point"]
+__all__ = ["evaluate_prior", "initial_point", "point_in_noise", "user_point"]
 
 N_PRIOR_DRAWS = 200
 
@@ -54,15 +54,31 @@ def user_point(program: Program, start: Mapping[str, Any] | None) -> dict[str, n
             raise ValueError(
                 f"The start of {name} must have shape {shapes[name]}, got {np.shape(value)}."
             )
-    given = {name: _in_order(program, name, initval) for name, initval in initvals.items()}
-    point = make_initial_point_fn(
-        model=program.frozen, overrides=given | start, jitter_rvs=set(), return_transformed=True
-    )(0)
+    point = initial_point(program, start)
     for site in program.sites:
         if not np.isfinite(point[site.value_name]).all():
             of = "start" if {site.name, site.value_name} & start.keys() else "initval"
             raise BadStartError(f"The {of} of {site.name} lies outside of its support.")
     return point
+
+
+def initial_point(
+    program: Program, start: Mapping[str, Any] | None = None
+) -> dict[str, np.ndarray]:
+    """Unconstrained values at which PyMC's samplers begin, or of a start as far as it says."""
+    given = {
+        str(rv.name): _in_order(program, str(rv.name), initval)
+        for rv, initval in program.model.rvs_to_initial_values.items()
+        if initval is not None
+    }
+    with pytensor.config.change_flags(linker="py", cxx=""):  # it is evaluated once
+        function = make_initial_point_fn(
+            model=program.frozen,
+            overrides=given | dict(start or {}),
+            jitter_rvs=set(),
+            return_transformed=True,
+        )
+        return function(0)
 
 
 def _in_order(program: Program, name: str, value: Any) -> Any:

@@ -73,8 +73,9 @@ def fit_by_pymc(
         stopping = Stopping("non-finite", step)
         approx.adopt(values, replace(approx.record, hist=hist, stopping=stopping, pareto_k=None))
         key = jax.random.key(int(rng.integers(2**31)))
-        reason = explain(approx.objective, values, key, ask.obj_n_mc, step)
-        raise NonFiniteELBOError(reason) from error
+        slower = ask.slower("pm.adam(learning_rate=1e-3)")
+        reason = explain(approx.objective, values, key, ask.obj_n_mc, step, slower)
+        raise NonFiniteELBOError(reason, approx) from error
     kept.n_steps += watch.done
     stopping = Stopping(watch.reason(ask.n), watch.done)
     record = replace(approx.record, hist=inference.hist, stopping=stopping, pareto_k=None)

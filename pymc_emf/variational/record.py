@@ -1,13 +1,13 @@
 """What is known of a fit beside the values: what an approximation tells, and a file holds."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from pymc_emf.engine.stopping import Stopping
 from pymc_emf.variational.search import WarmStart
 
-__all__ = ["FitRecord"]
+__all__ = ["FitRecord", "Recorded"]
 
 
 @dataclass(frozen=True)
@@ -32,3 +32,33 @@ class FitRecord:
     stopping: Stopping | None = None
     pareto_k: float | None = None
     timing: dict[str, float] = field(default_factory=dict)
+
+
+class Recorded:
+    """Has a record of its fit, and tells what is in it."""
+
+    record: FitRecord
+
+    @property
+    def hist(self) -> np.ndarray:
+        return self.record.hist
+
+    @hist.setter
+    def hist(self, losses: np.ndarray) -> None:  # as PyMC's own loop does
+        self.record = replace(self.record, hist=losses)
+
+    @property
+    def warm_start(self) -> WarmStart:
+        return self.record.warm_start
+
+    @property
+    def stopping(self) -> Stopping | None:
+        return self.record.stopping
+
+    @property
+    def pareto_k(self) -> float | None:
+        return self.record.pareto_k
+
+    @property
+    def timing(self) -> dict[str, float]:
+        return self.record.timing

@@ -70,6 +70,16 @@ class WarmStart:
     elbos: dict[str, float] = field(default_factory=dict)
     sd: float = np.inf
 
+    @property
+    def other(self) -> str:
+        """Advice to start elsewhere, but for what has been done."""
+        if self.elbos:  # several were compared
+            return "pass another start=" if "start" in self.elbos else "pass a start="
+        return (
+            'fit again with warm_start="auto", which an affine layer as the last of the layers '
+            "needs, or pass another start="
+        )
+
 
 @dataclass(frozen=True)
 class Candidate:

@@ -1,10 +1,13 @@
 """What a method keeps between its fits."""
 
+import time
+
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pymc_emf.variational.approximation import EMFApproximation
+from pymc_emf.variational.first_look import look_at
 from pymc_emf.variational.prepare import Steps
 from pymc_emf.variational.start import Started, find_start
 
@@ -38,7 +41,10 @@ class MethodState:
     def start(self, approx: EMFApproximation, rng: np.random.Generator) -> Started:
         """Where the next steps begin: where the last fit ended, or at a start found now."""
         if self.started is None:
-            return find_start(approx.prepared, rng)
+            begin = time.perf_counter()
+            look_at(approx.prepared)
+            started = find_start(approx.prepared, rng)
+            return replace(started, seconds=time.perf_counter() - begin)
         return replace(self.started, values=approx.values)
 
     def keep(

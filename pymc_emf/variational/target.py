@@ -108,11 +108,11 @@ class Target:
         outputs, minibatches = expose_minibatches([value, *terms, log_det])
         inputs = [*self.variables, noise, *(index for index, _ in minibatches)]
         try:
-            function = jaxify(inputs, outputs, check_bounds=self.check_bounds)
+            function = jaxify(inputs, outputs, check_bounds=self.check_bounds, with_slopes=True)
         except NotImplementedError as error:
             for group, term in zip(names, outputs[1:-1], strict=True):
                 try:
-                    jaxify(inputs, [term])
+                    jaxify(inputs, [term], with_slopes=True)
                 except NotImplementedError as reason:
                     raise NotImplementedError(
                         f"The log density of {group[0]} cannot be compiled. {reason}"

@@ -16,6 +16,7 @@ from pytensor.graph.op import Op
 from pytensor.link.jax.dispatch import jax_funcify
 
 from pymc_emf.arguments import check_positive
+from pymc_emf.engine.callback import as_raised
 from pymc_emf.variational.objective import Objective, Values
 
 __all__ = ["Sampler", "check_options", "sample_noise"]
@@ -55,8 +56,9 @@ class LogDensity(Op):
         return Apply(self, [vector], [pt.scalar(dtype=vector.dtype), vector.type()])
 
     def perform(self, node, inputs, outputs):
-        for storage, array in zip(outputs, self._derive(*inputs), strict=True):
-            storage[0] = np.asarray(array)
+        with as_raised():
+            for storage, array in zip(outputs, self._derive(*inputs), strict=True):
+                storage[0] = np.asarray(array)
 
     def connection_pattern(self, node):
         return [[True, False]]  # there are no second derivatives
@@ -179,16 +181,27 @@ def sample_noise(
             **options,
         )
     except ValueError as error:
-        # so PyMC ends if it was interrupted while it tuned
-        if "Not enough samples" not in str(error):
+        # so PyMC and nutpie end if they were interrupted while they tuned
+        if not str(error).startswith(("Not enough samples", "Sampler has no results")):
             raise
         raise KeyboardInterrupt(NOTHING_DRAWN) from None
     noise = idata["posterior"]["noise"].transpose("chain", "draw", ...).to_numpy()
-    if not noise.size:  # and so does nutpie
+    complete, n = _complete(np.isfinite(noise).all(axis=2).sum(axis=1))
+    if not n:
         raise KeyboardInterrupt(NOTHING_DRAWN)
     stats = {
-        NUTPIE_NAMES.get(name, name): array.transpose("chain", "draw", ...).to_numpy()
+        NUTPIE_NAMES.get(name, name): array.transpose("chain", "draw", ...).to_numpy()[complete, :n]
         for name, array in idata["sample_stats"].data_vars.items()
         if name not in DROPPED
     }
-    return noise, stats, dict(idata["posterior"].attrs)
+    return noise[complete, :n], stats, dict(idata["posterior"].attrs)
+
+
+def _complete(lengths: np.ndarray) -> tuple[np.ndarray, int]:
+    """Chains and number of draws that leave most draws, of chains that may have been cut short.
+
+    As PyMC does; nutpie fills them with NaN.
+    """
+    longest = np.argsort(-lengths, kind="stable")
+    best = int((lengths[longest] * np.arange(1, len(lengths) + 1)).argmax())
+    return np.sort(longest[: best + 1]), int(lengths[longest[best]])
