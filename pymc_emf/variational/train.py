@@ -39,9 +39,12 @@ def may_be_exact(prepared: Prepared) -> bool:
 
 
 def may_end_at_start(prepared: Prepared, ask: FitOptions) -> bool:
-    """Whether a fit may do without any step: nobody has asked to watch them, or for their kind."""
+    """Whether a fit may do without any step: nobody has asked to watch them, or for their kind.
+
+    A start sees all rows of minibatches.
+    """
     watched = ask.callbacks or ask.obj_optimizer is not None
-    return may_be_exact(prepared) and ask.tol is not None and not watched
+    return not prepared.program.parameters and ask.tol is not None and not watched
 
 
 def maximise_elbo(
