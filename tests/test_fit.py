@@ -138,7 +138,7 @@ class TestResult:
         )
         np.testing.assert_allclose(idata.observed_data["y"], y)
         assert idata.constant_data["offset"] == 0.5
-        assert idata.fit["elbo"].sizes == {"step": 100}
+        assert idata.fit["elbo"].sizes == {"step": 1}  # of the start, which is exact
         assert idata.fit["effect_gate"].dims == ("obs",)
         assert "mu" in az.summary(idata).index
         idata.to_netcdf(tmp_path / "fit.nc")
@@ -168,6 +168,21 @@ class TestResult:
         assert approx.stopping == ("exact", 0)
         np.testing.assert_allclose(-approx.hist, approx.elbo(10, random_seed=0).mean, atol=1e-6)
         assert approx.pareto_k == -np.inf
+
+    def test_steps_are_taken_for_those_who_watch(self, model, caplog):
+        """Callbacks, a fixed number of steps and refine are served after an exact start, too."""
+        seen = []
+        inference = emf.EMFApprox(model, random_seed=1)
+        with caplog.at_level(logging.INFO, "pymc_emf"):
+            approx = inference.fit(200, **quiet)
+        assert approx.stopping == ("exact", 0)
+        assert any("No steps were taken" in r.getMessage() for r in caplog.records)
+        inference.refine(20, callbacks=[lambda approx, losses, i: seen.append(i)], **quiet)
+        assert seen[-1] == 20
+        assert len(approx.hist) == 21
+        np.testing.assert_allclose(approx.hist, approx.hist[0], atol=1e-6)
+        again = emf.EMFApprox(model, random_seed=1).fit(20, tol=None, **quiet)
+        assert again.stopping.step == 20
 
     def test_state_is_in_the_space_of_the_model(self, scale_approx):
         state = scale_approx.state
