@@ -48,6 +48,7 @@ def batch_jax(
         they are taken in batches of one size.
     """
 
+    @jax.jit  # traced once, for the shapes and for the loop
     def together(values, events):
         return jax.vmap(lambda event: function(values, *event))(events)
 
@@ -56,16 +57,19 @@ def batch_jax(
         if block is None or block >= len(events[0]):
             return together(values, events)
 
+        def piece_of(i):
+            return [jax.lax.dynamic_slice_in_dim(e, i * block, block) for e in events]
+
         def one_block(i, outputs):
-            piece = [jax.lax.dynamic_slice_in_dim(e, i * block, block) for e in events]
             return jax.tree.map(
                 lambda all, new: jax.lax.dynamic_update_slice_in_dim(all, new, i * block, 0),
                 outputs,
-                together(values, piece),
+                together(values, piece_of(i)),
             )
 
-        shapes = jax.eval_shape(together, values, events)
-        empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        shapes = jax.eval_shape(lambda values: together(values, piece_of(0)), values)
+        n_events = len(events[0])
+        empty = jax.tree.map(lambda x: jnp.zeros((n_events, *x.shape[1:]), x.dtype), shapes)
         return jax.lax.fori_loop(0, -(-n_present // block), one_block, empty)
 
     def run(values: Sequence[Any], *events: np.ndarray) -> Any:
