@@ -14,6 +14,13 @@ nox.options.sessions = ["lint", "types", "tests", "docs"]
 
 PYTHONS = ["3.12", "3.13"]
 
+#: Packages whose models are fitted; they may lag PyMC, so each has an environment of its own.
+CLIENTS = {
+    "marketing": "pymc-marketing>=1.3",
+    "hssm": "hssm>=0.5",
+    "extras": "pymc-extras>=0.15.1",
+}
+
 #: A fit, files, a density, NUTS, numba and plots.
 SMOKE = [
     "tests/test_eight_schools.py",
@@ -62,6 +69,18 @@ def lowest(session: nox.Session) -> None:
     session.install("--no-config", "--resolution=lowest-direct", ".[nuts,plots]", *tools)
     # old versions among each other warn of what is deprecated
     session.run("pytest", "-W", "default", *(session.posargs or SMOKE))
+
+
+@nox.session(python=PYTHONS[0])
+@nox.parametrize("client", list(CLIENTS), ids=list(CLIENTS))
+def clients(session: nox.Session, client: str) -> None:
+    """Fit the models of another package, at the versions that it allows, and of its page."""
+    tools = ["pytest>=8.3", "pytest-xdist>=3.6"]
+    session.install("--no-config", ".[nuts]", CLIENTS[client], *tools)
+    # their own warnings are theirs, and NUTS is compiled as users have it
+    settings = {"PYTENSOR_FLAGS": "", "XLA_FLAGS": ""}
+    tests = f"tests/clients/test_{client}.py"
+    session.run("pytest", "-W", "default", tests, *session.posargs, env=settings)
 
 
 @nox.session

@@ -38,16 +38,19 @@ for dist in FAMILIES:
 """
 
 FIT = """
-with pm.Model():
+with pm.Model() as model:
     sigma = pm.HalfNormal("sigma", 1.0)
     mu = pm.Normal("mu", 0.0, 2.0)
     pm.Normal("y", mu, sigma, observed=np.array([1.0, 2.0, 3.0], dtype="float32"))
-    approx = pm.fit(500, method=emf.EMFApprox(random_seed=1), progressbar=False)
-idata = approx.sample(2000, random_seed=1)
-assert idata.posterior["mu"].dtype == np.float32
-assert abs(float(idata.posterior["mu"].mean()) - 1.9) < 0.2
-assert (idata.posterior["sigma"] > 0).all()
-assert np.isfinite(approx.hist).all()
+for backend in ({}, {"backend": "numba"}):
+    with model:
+        method = emf.EMFApprox(random_seed=1)
+        approx = pm.fit(500, method=method, progressbar=False, **backend)
+    idata = approx.sample(2000, random_seed=1)
+    assert idata.posterior["mu"].dtype == np.float32
+    assert abs(float(idata.posterior["mu"].mean()) - 1.9) < 0.2
+    assert (idata.posterior["sigma"] > 0).all()
+    assert np.isfinite(approx.hist).all()
 """
 
 

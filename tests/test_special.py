@@ -1,6 +1,7 @@
 """The normal distribution function and its inverse, on a log scale, against mpmath-exact SciPy."""
 
 import jax
+import mpmath
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
@@ -77,3 +78,27 @@ def test_stop_gradient(n):
     by_jax = jax.grad(lambda v: jaxify([x], [y])(v)[0].sum())(point)
     np.testing.assert_allclose(by_jax, point)
     np.testing.assert_allclose(pt.grad(y.sum(), x).eval({x: point}, mode=UNREWRITTEN), point)
+
+
+def test_hyp2f1():
+    """As a Pareto/NBD model has it, and elsewhere, with all derivatives, against mpmath."""
+    rng = np.random.default_rng(0)
+    a = rng.gamma(2.0, 0.5, size=20) + rng.poisson(rng.gamma(1.0, 15.0, size=20))
+    b = np.append(rng.gamma(2.0, 0.5, size=10), a[10:] + 1.0)
+    rows = np.column_stack([a, b, a + 1.0, 0.99 * rng.beta(1.5, 1.0, size=20)])
+    others = [(2, 3, 1.5, -5), (1, 1, 2, 0.5), (-2, 3, 1.5, 0.3), (20, 30, 40, 0.9), (3, 2, 2, 0.0)]
+    rows = np.vstack([rows, others])
+    inputs = pt.dscalars(4)
+    compiled = jaxify(inputs, [pt.hyp2f1(*inputs)])
+    derive = jax.value_and_grad(lambda *x: compiled(*x)[0], argnums=(0, 1, 2, 3))
+    value, slopes = jax.jit(jax.vmap(derive))(*rows.T)
+    with mpmath.workdps(30):
+        for row, found in zip(rows, np.column_stack([value, *slopes]), strict=True):
+            exact = [mpmath.hyp2f1(*row)]
+            exact += [
+                mpmath.diff(mpmath.hyp2f1, tuple(row), tuple(int(i == j) for j in range(4)))
+                for i in range(4)
+            ]
+            expected = np.array([float(mpmath.re(x)) for x in exact])
+            np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    assert np.isnan(compiled(1.0, 1.0, 2.0, 1.5)[0])  # where it is complex

@@ -29,7 +29,7 @@ from pytensor.tensor.elemwise import Elemwise
 
 from pymc_emf.bijections.numerics.special import LogNdtr
 
-__all__ = ["guard_branches"]
+__all__ = ["differentiate_forward", "guard_branches"]
 
 #: Their slopes are finite at all finite values.
 _TAME = (
@@ -161,7 +161,7 @@ def _scalar_op(node: Apply) -> Any:
     return None if isinstance(op, ScalarLoop) else op
 
 
-def _differentiate_forward(function: Callable) -> Callable:
+def differentiate_forward(function: Callable) -> Callable:
     """The same elementwise function, with derivatives of any order that are computed forward."""
 
     def slope(i):
@@ -171,7 +171,7 @@ def _differentiate_forward(function: Callable) -> Callable:
 
             return jax.jvp(of_one, (inputs[i],), (jnp.ones_like(inputs[i]),))[1]
 
-        return _differentiate_forward(of_input)
+        return differentiate_forward(of_input)
 
     @jax.custom_jvp
     def forward(*inputs):
@@ -193,5 +193,5 @@ def _differentiate_forward(function: Callable) -> Callable:
 @jax_funcify.register(Branches)
 def _jax_funcify_branches(op, **kwargs):
     inner = jax_funcify(op.fgraph, **kwargs)
-    forward = _differentiate_forward(lambda *inputs: jnp.asarray(inner(*inputs)[0]))
+    forward = differentiate_forward(lambda *inputs: jnp.asarray(inner(*inputs)[0]))
     return lambda *inputs: forward(*map(jnp.asarray, inputs))

@@ -8,6 +8,7 @@ import numpy as np
 import pymc as pm
 
 from pymc.logprob.basic import transformed_conditional_logp
+from pytensor.graph.basic import Constant
 from pytensor.graph.replace import graph_replace
 from pytensor.tensor.variable import TensorVariable
 
@@ -96,7 +97,10 @@ def log_density(frozen: pm.Model, grouping: Grouping) -> LogDensity:
     for names, pattern in grouping.others:
         root, *data = pattern.roots
         if data:
-            values[root], transforms[root] = data[0].type(), None
+            # of one member the data themselves: a user's log density may evaluate them
+            constant = len(names) == 1 and isinstance(data[0], Constant)
+            values[root] = data[0].clone() if constant else data[0].type()
+            transforms[root] = None
         found.append((names, pattern, root, data[0] if data else None, None))
     found = [item for item in found if item[0][0] not in joint]
     named = {root: names[0] for names, _, root, _, _ in found if root in values}

@@ -50,7 +50,7 @@ def group(
     places : mapping
         Positions of each variable's constrained elements.
     alone : collection of str
-        Names of sites that are kept out of the patterns.
+        Names of sites and of observed variables that are kept out of the patterns.
     roll : bool
         False leaves every variable alone.
     """
@@ -62,7 +62,8 @@ def group(
         own = site.name if site.name in alone else None
         items.append((("free", site.shape, site.rv_shape, tag, own), [site.rv, *structure]))
     for rv, value in observed.items():
-        items.append((("observed",), [rv, value]))
+        own = rv.name if rv.name in alone else None
+        items.append((("observed", own), [rv, value]))
     items += [(("potential",), [potential]) for potential in frozen.potentials]
     reader = Reader(
         [root for _, roots in items for root in roots],

@@ -160,13 +160,11 @@ class Program:
 
     @cached_property
     def _grouping(self) -> Grouping:
-        return group(
-            self.frozen,
-            self.sites_in_model_order,
-            self.places,
-            alone=self._alone,
-            roll=self._roll,
-        )
+        return self._group(self._alone)
+
+    def _group(self, alone: Collection[str]) -> Grouping:
+        sites = self.sites_in_model_order
+        return group(self.frozen, sites, self.places, alone=alone, roll=self._roll)
 
     @property
     def patterns(self) -> list[SitePattern]:
@@ -235,7 +233,12 @@ class Program:
 
     @cached_property
     def _log_density(self) -> LogDensity:
-        return log_density(self.frozen, self._grouping)
+        try:
+            return log_density(self.frozen, self._grouping)
+        except ValueError:
+            # of variables together it knows no data, which a user's log density may evaluate
+            observed = [str(rv.name) for rv in self.frozen.observed_RVs]
+            return log_density(self.frozen, self._group([*self._alone, *observed]))
 
     def log_density_batches(self, value: TensorVariable) -> list[tuple[list[str], TensorVariable]]:
         """Log-density terms of the model in value space, isomorphic ones together.

@@ -125,7 +125,8 @@ class Objective:
     def symbolic_log_q(self, noise):
         """Map noise to value; returns the log density of the approximation there."""
         value, log_det = self.flow.forward(noise)
-        return value, normal_logpdf(noise).sum() - log_det
+        # integers in a model's graph make double precision of single
+        return value.astype(noise.dtype), normal_logpdf(noise).sum() - log_det
 
     # --- one step (JAX) -------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import pytensor
 
 from scipy.linalg import solve_triangular
 
@@ -48,6 +49,8 @@ REACH, GROWTH_OF_REACH = 2.0, 2.0
 #: each square root of an element, and of many elements for every ten.
 CALM = 5.0
 MAX_SHRINKAGE = 15
+#: Distances of neighbouring floats that a standard deviation must have.
+RESOLUTION = 10
 
 #: Log density and score at points, of shapes (points,) and (points, size).
 type ScoreFn = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -208,7 +211,7 @@ def regress_scores(
         if np.isfinite(now.elbo) and now.sd < CALM * (1 + max(np.sqrt(size), size / 10)):
             break
         scale /= 10
-    if not np.isfinite(now.elbo):
+    else:  # it varies however close the draws are, by rounding
         return Regressed(now.normal, -np.inf, np.inf)
     n_batches = _n_batches(n_draws, size, normal.n_coefficients)
     best = _climb(score, now, n_draws, n_batches, rng, to_beat)
@@ -273,6 +276,8 @@ def _sample(score: ScoreFn, normal: Family, n_draws: int, rng: np.random.Generat
     noise = rng.normal(size=(-(-n_draws // 2), size))
     noise = np.concatenate([noise, -noise])
     points = normal.place(noise)
+    if not _are_resolved(points):
+        return _Batch(normal, points, np.full_like(points, np.nan))
     with np.errstate(all="ignore"):
         log_density, scores = score(points)
         log_weights = log_density + (noise**2 + np.log(2 * np.pi)).sum(axis=1) / 2
@@ -285,6 +290,12 @@ def _sample(score: ScoreFn, normal: Family, n_draws: int, rng: np.random.Generat
         elbo, sd = log_weights.mean() + np.log(usable.mean()), float(log_weights.std())
         se = sd / np.sqrt(len(log_weights))
         return _Batch(normal, points[usable], scores[usable], float(elbo), sd, se)
+
+
+def _are_resolved(points: np.ndarray) -> bool:
+    """Whether points are as far apart as floats must be to tell them from each other."""
+    rounded = np.spacing(np.abs(points).max(axis=0).astype(pytensor.config.floatX))
+    return bool((points.std(axis=0) > RESOLUTION * rounded).all())
 
 
 class _Step(NamedTuple):

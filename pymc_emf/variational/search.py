@@ -41,6 +41,9 @@ CLOSE = 1.0
 #: A normal approximation whose log weights vary by no more than this, in nats, or by so many for
 #: each square root of an element, is not sought again from modes in its bulk.
 NEAR, NEAR_EACH = 3.0, 0.1
+#: Standard deviations of its prior beyond which no draw of an element is. If the data place it
+#: further out, they are so many that its posterior resembles a normal.
+REACH_OF_PRIOR = 8.0
 #: The value of a gate that a candidate has closed.
 CLOSED = 1e-3
 #: Scales at which draws around the user's own point are tried, the largest first.
@@ -83,11 +86,15 @@ class WarmStart:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A start of the affine layer, by location and what else its frame takes, and the gates."""
+    """A start of the affine layer, by location and what else its frame takes, and the gates.
+
+    Elements in ``closed`` have gates that are closed: they are in units of value space.
+    """
 
     loc: np.ndarray
     spread: tuple[np.ndarray, ...]
     gates: list[np.ndarray]
+    closed: Set[int] = frozenset()
 
 
 def framed_layer(objective: Objective) -> Framed | None:
@@ -134,13 +141,24 @@ class Search:
         layer = framed_layer(objective)
         if layer is None:
             return self.values, WarmStart("none")
-        states, found = {}, {}
+        states, found, beyond = {}, {}, set()
         self._draw()
 
         def add(candidates: dict[str, Candidate]) -> None:
             for name, candidate in candidates.items():
                 states[name] = self._state(layer, candidate)
                 found[name] = self._log_weights(states[name])
+                if self._is_beyond_reach(candidate):
+                    beyond.add(name)
+
+        def elbos() -> dict[str, float]:
+            near = any(_spread_of(weights) < self._near for weights in found.values())
+            return {
+                name: elbo_within(weights)
+                for name, weights in found.items()
+                # a density without bound, such as that of a scale of zero, if not near a normal
+                if not (near and name in beyond and not _spread_of(weights) < self._near)
+            }
 
         add({"prior": Candidate(np.zeros(objective.size), (), self.gates)})
         if start is not None:
@@ -153,14 +171,13 @@ class Search:
                 starts = np.unique(np.append(0, starts))  # where the user's point is
             with auxiliary("The search for a start", "the fit goes on without it"):
                 add(self._normal_approximations(layer, noise[starts], start))
-        best = _choose({name: elbo_within(weights) for name, weights in found.items()})
+        best = _choose(elbos())
         far = not _spread_of(found[best]) < CLOSE
         if far and objective.structured.own_parameters and layer.dense and len(found) > 1:
             with auxiliary("The search with closed gates", "the fit goes on without it"):
                 add(self._bypassed(layer, states[best]))
-        elbos = {name: elbo_within(weights) for name, weights in found.items()}
-        chosen = _choose(elbos)
-        return states[chosen], WarmStart(chosen, elbos, _spread_of(found[chosen]))
+        chosen = _choose(elbos())
+        return states[chosen], WarmStart(chosen, elbos(), _spread_of(found[chosen]))
 
     def _few(self, number: int, number_of_many: int) -> int:
         few = self.objective.size <= MANY and not self.objective.target.is_heavy
@@ -245,7 +262,7 @@ class Search:
             try_prior()
             try_modes()
         return {
-            name: _candidate(layer, regressed, gates)
+            name: _candidate(layer, regressed, gates, self.closed)
             for name, regressed in found.items()
             if np.isfinite(regressed.elbo)
         }
@@ -255,8 +272,17 @@ class Search:
         modes = find_modes(Energy(score), list(starts), n_modes)
         return [mode.point for mode in modes] or [starts[0]]
 
+    @property
+    def _near(self) -> float:
+        return max(NEAR, NEAR_EACH * np.sqrt(self.objective.size))
+
     def _is_near(self, regressed: Regressed) -> bool:
-        return regressed.sd < max(NEAR, NEAR_EACH * np.sqrt(self.objective.size))
+        return regressed.sd < self._near
+
+    def _is_beyond_reach(self, candidate: Candidate) -> bool:
+        """Whether a candidate is where no draw of the prior is, in elements that follow it."""
+        following = sorted(self.objective.structured.gated_elements - candidate.closed)
+        return bool((np.abs(candidate.loc[following]) > REACH_OF_PRIOR).any())
 
     def _with_gates(self, elements: Set[int], gate: float) -> list[np.ndarray]:
         """Values of the structured layer's parameters, with some gates set."""
@@ -286,7 +312,8 @@ class Search:
     def _bypassed(self, layer: Framed, best: Values) -> dict[str, Candidate]:
         """The normal approximation with closed gates, from where another one is."""
         objective = self.objective
-        closed = self._with_gates(objective.structured.gated_elements, CLOSED)
+        elements = objective.structured.gated_elements
+        closed = self._with_gates(elements, CLOSED)
         centre = objective.structured_noise_of(best, np.zeros_like(self._draws[:1]))
         points, _, _ = objective.target.evaluate_many(objective.split(best)[1], centre)
         if not np.isfinite(points).all():
@@ -297,7 +324,7 @@ class Search:
         regressed = regress_scores(score, loc, MODE_SCALE, self.rng)
         if not np.isfinite(regressed.elbo):
             return {}
-        return {"bypass": _candidate(layer, regressed, closed)}
+        return {"bypass": _candidate(layer, regressed, closed, elements)}
 
 
 def _family(layer: Framed) -> Callable[[np.ndarray, float], Any]:
@@ -307,12 +334,12 @@ def _family(layer: Framed) -> Callable[[np.ndarray, float], Any]:
     return Normal.isotropic
 
 
-def _candidate(layer: Framed, regressed: Regressed, gates: Values) -> Candidate:
+def _candidate(layer: Framed, regressed: Regressed, gates: Values, closed: Set[int]) -> Candidate:
     normal = regressed.normal
     if isinstance(normal, ConditionalNormal):
-        return Candidate(normal.loc, normal.spread, list(gates))
+        return Candidate(normal.loc, normal.spread, list(gates), closed)
     loc, factor = normal
-    return Candidate(loc, layer.spread_of(factor @ factor.T), list(gates))
+    return Candidate(loc, layer.spread_of(factor @ factor.T), list(gates), closed)
 
 
 def _spread_of(log_weights: np.ndarray) -> float:
