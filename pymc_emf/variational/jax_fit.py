@@ -189,6 +189,7 @@ class _Fit:
     def stay(self) -> None:
         """Give the approximation the start, from which there is nothing more to learn."""
         trained = self.started.as_trained()
+        self.timing["step"] = trained.seconds
         record = self._record(trained.losses, trained.stopping)
         self.approx.adopt(self.started.values, record)
 
