@@ -3,16 +3,22 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pytensor
 
 from pymc_emf.engine.loop import start_state
 from pymc_emf.engine.stopping import SHORT_WINDOW, WINDOW
 from pymc_emf.engine.trainer import Observer, Run, Trained, stop_when_settled, train
 from pymc_emf.layers.presets import SPARSE_FROM
+from pymc_emf.variational.importance import log_ratio, smooth
 from pymc_emf.variational.options import FitOptions
 from pymc_emf.variational.prepare import Prepared, Steps
+from pymc_emf.variational.search import N_RANKING_DRAWS
 from pymc_emf.variational.start import Started, rates_of
 
-__all__ = ["begin_run", "maximise_elbo", "may_end_at_start"]
+__all__ = ["begin_run", "is_near", "maximise_elbo", "may_end_at_start"]
+
+#: Pareto k-hat below which weights have a variance.
+LIGHT_TAIL = 0.5
 
 
 def begin_run(
@@ -45,6 +51,22 @@ def may_end_at_start(prepared: Prepared, ask: FitOptions) -> bool:
     """
     watched = ask.callbacks or ask.obj_optimizer is not None
     return not prepared.program.parameters and ask.tol is not None and not watched
+
+
+def is_near(
+    prepared: Prepared, started: Started, tol: float | None, rng: np.random.Generator
+) -> bool:
+    """Whether a start leaves no more than ``tol`` nats to gain.
+
+    The variance of its log weights tells, where their tail is so light that it exists.
+    """
+    if tol is None or not started.divergence < tol:
+        return False
+    objective = prepared.objective
+    n_draws = objective.target.affordable(N_RANKING_DRAWS)
+    noise = rng.normal(size=(n_draws, objective.size)).astype(pytensor.config.floatX)
+    _, log_p, log_q = objective.weigh(started.values, noise)
+    return smooth(log_ratio(log_p, log_q)).pareto_k < LIGHT_TAIL
 
 
 def maximise_elbo(
