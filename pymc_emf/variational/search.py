@@ -24,7 +24,7 @@ from pymc_emf.variational.modes import Energy, find_modes, low_rank_normal
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.regression import Normal, Regressed, ScoreFn, regress_scores
 
-__all__ = ["N_RANKING_DRAWS", "Search", "WarmStart", "framed_layer"]
+__all__ = ["Search", "WarmStart", "framed_layer"]
 
 #: Starts of the search for modes, and how many of the modes become candidates: of a model of few
 #: elements and data; of another one mode.

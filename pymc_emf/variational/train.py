@@ -12,13 +12,12 @@ from pymc_emf.layers.presets import SPARSE_FROM
 from pymc_emf.variational.importance import log_ratio, smooth
 from pymc_emf.variational.options import FitOptions
 from pymc_emf.variational.prepare import Prepared, Steps
-from pymc_emf.variational.search import N_RANKING_DRAWS
 from pymc_emf.variational.start import Started, rates_of
 
 __all__ = ["begin_run", "is_near", "maximise_elbo", "may_end_at_start"]
 
-#: Pareto k-hat below which weights have a variance.
-LIGHT_TAIL = 0.5
+#: Pareto k-hat below which weights have a variance, and draws that tell.
+LIGHT_TAIL, N_TAIL_DRAWS = 0.5, 5000
 
 
 def begin_run(
@@ -63,7 +62,7 @@ def is_near(
     if tol is None or not started.divergence < tol:
         return False
     objective = prepared.objective
-    n_draws = objective.target.affordable(N_RANKING_DRAWS)
+    n_draws = objective.target.affordable(N_TAIL_DRAWS)
     noise = rng.normal(size=(n_draws, objective.size)).astype(pytensor.config.floatX)
     _, log_p, log_q = objective.weigh(started.values, noise)
     return smooth(log_ratio(log_p, log_q)).pareto_k < LIGHT_TAIL
