@@ -42,13 +42,14 @@ with pm.Model() as model:
     sigma = pm.HalfNormal("sigma", 1.0)
     mu = pm.Normal("mu", 0.0, 2.0)
     pm.Normal("y", mu, sigma, observed=np.array([1.0, 2.0, 3.0], dtype="float32"))
-for backend in ({}, {"backend": "numba"}):
+# PyMC's own loop has no schedule that averages over the noise of few draws
+for backend in ({}, {"backend": "numba", "obj_n_mc": 20}):
     with model:
         method = emf.EMFApprox(random_seed=1)
         approx = pm.fit(500, method=method, progressbar=False, **backend)
     idata = approx.sample(2000, random_seed=1)
     assert idata.posterior["mu"].dtype == np.float32
-    assert abs(float(idata.posterior["mu"].mean()) - 1.9) < 0.2
+    assert abs(float(idata.posterior["mu"].mean()) - 1.802) < 0.1  # by quadrature
     assert (idata.posterior["sigma"] > 0).all()
     assert np.isfinite(approx.hist).all()
 """
