@@ -25,7 +25,7 @@ from pymc_emf.variational.prepare import compile_steps
 from pymc_emf.variational.record import FitRecord
 from pymc_emf.variational.start import Started
 from pymc_emf.variational.state import MethodState
-from pymc_emf.variational.train import begin_run, is_near, maximise_elbo, may_end_at_start
+from pymc_emf.variational.train import begin_run, is_enough, maximise_elbo, may_end_at_start
 
 __all__ = ["fit_by_jax"]
 
@@ -100,7 +100,7 @@ def _start(kept, approx, ask, rng, file) -> tuple["_Fit", Any]:
         started = kept.start(approx, rng)
         clock.lap()
         run = None
-        if not (may_stay and is_near(prepared, started, ask.tol, rng)):
+        if not (may_stay and is_enough(prepared, started, ask.tol, rng)):
             steps = steps or compile_steps(prepared, approx.values, ask)
             run = begin_run(prepared, steps, started, ask.n, rng)
     timing["warm_start"] = started.seconds

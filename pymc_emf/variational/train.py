@@ -14,7 +14,7 @@ from pymc_emf.variational.options import FitOptions
 from pymc_emf.variational.prepare import Prepared, Steps
 from pymc_emf.variational.start import Started, rates_of
 
-__all__ = ["begin_run", "is_near", "maximise_elbo", "may_end_at_start"]
+__all__ = ["begin_run", "is_enough", "maximise_elbo", "may_end_at_start"]
 
 #: Pareto k-hat below which weights have a variance, and draws that tell.
 LIGHT_TAIL, N_TAIL_DRAWS = 0.5, 5000
@@ -52,7 +52,7 @@ def may_end_at_start(prepared: Prepared, ask: FitOptions) -> bool:
     return not prepared.program.parameters and ask.tol is not None and not watched
 
 
-def is_near(
+def is_enough(
     prepared: Prepared, started: Started, tol: float | None, rng: np.random.Generator
 ) -> bool:
     """Whether a start leaves no more than ``tol`` nats to gain.
