@@ -3,6 +3,7 @@
 import logging
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +25,18 @@ from pymc_emf.variational.importance import (
     smooth,
     standard_deviation,
 )
+from pymc_emf.variational.marginal import common_places, correct_common
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.search import WarmStart
 
 __all__ = [
     "KEPT",
+    "MANY_ELEMENTS",
+    "N_SCORED_DRAWS",
     "Checked",
     "Weighed",
     "check",
+    "element_in_doubt",
     "explain",
     "moments_in_doubt",
     "report",
@@ -44,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 #: Draws from which the fit is compared with its own start, at the end.
 N_FINAL_DRAWS = 5000
+#: Those of a fit of many elements.
+N_FINAL_DRAWS_OF_MANY = 2000
 #: Draws from the prior by which a missed mode is found.
 N_PRIOR_DRAWS = 1000
 #: Correction of a mean, in standard deviations, or of a standard deviation that is worth a
@@ -136,14 +143,19 @@ def check(
         Values of all variables; None if they are the same.
     rng : Generator
     """
-    values, drawn, log_weights = _better(objective, before, after, rng)
-    n_prior = objective.target.affordable(N_PRIOR_DRAWS)
-    prior_noise = rng.normal(size=(n_prior, objective.size)).astype(pytensor.config.floatX)
+    values, found = list(after), None
+    if before is not None:
+        values, found = _better(objective, before, after, rng)
+    corrected = correct_common(objective, values, rng)
+    if corrected is not None or found is None:
+        values = values if corrected is None else corrected
+        found = _draw(objective, values, _noise(objective, rng))
+    noise, drawn, log_weights = found
+    prior_noise = _noise(objective, rng, N_PRIOR_DRAWS)
     weighed = weigh(objective, values, log_weights, prior_noise)
     many = objective.size > MANY_ELEMENTS
     if many:
-        noise = rng.normal(size=(N_SCORED_DRAWS, objective.size)).astype(pytensor.config.floatX)
-        doubt = scores_in_doubt(objective.score_gap(values, noise))
+        doubt = element_in_doubt(objective, values, noise, corrected is not None)
     else:
         doubt = moments_in_doubt(drawn, np.exp(weighed.smoothed.log_weights))
     named = None if doubt is None else (objective.program.element_name(doubt[0]), doubt[1])
@@ -172,37 +184,52 @@ def report(
         warn_if_poor(checked.pareto_k, rising, checked.doubt, missed, checked.many, start)
 
 
+class _Drawn(NamedTuple):
+    """Noise, the draws in value space from it, and their log weights."""
+
+    noise: np.ndarray
+    draws: np.ndarray
+    log_weights: np.ndarray
+
+
+def _draw(objective: Objective, values: Values, noise: np.ndarray) -> _Drawn:
+    draws, log_p, log_q = objective.weigh(values, noise)
+    return _Drawn(noise, draws, log_ratio(log_p, log_q))
+
+
+def _noise(
+    objective: Objective, rng: np.random.Generator, n_draws: int | None = None
+) -> np.ndarray:
+    """Of so many draws as the last check takes, or of so many, if they can be afforded."""
+    if n_draws is None:
+        n_draws = N_FINAL_DRAWS if objective.size <= MANY_ELEMENTS else N_FINAL_DRAWS_OF_MANY
+    shape = (objective.target.affordable(n_draws), objective.size)
+    return rng.normal(size=shape).astype(pytensor.config.floatX)
+
+
 def _better(
-    objective: Objective, before: Values | None, after: Values, rng: np.random.Generator
-) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Values before a fit or after it, draws from the better ones, and their log weights.
+    objective: Objective, before: Values, after: Values, rng: np.random.Generator
+) -> tuple[list[np.ndarray], _Drawn]:
+    """Values before a fit or after it, and draws from the better ones.
 
     Where the start is exact, the noise of the gradients can only lead away from it. If the two
     ELBOs cannot be told apart, the smaller variance of the log weights decides: it is zero where
     the approximation is exact.
     """
-    n_draws = objective.target.affordable(N_FINAL_DRAWS)
-    noise = rng.normal(size=(n_draws, objective.size)).astype(pytensor.config.floatX)
-
-    def draw(values):
-        drawn, log_p, log_q = objective.weigh(values, noise)
-        return drawn, log_ratio(log_p, log_q)
-
-    fitted_draws, fitted = draw(after)
-    if before is None:
-        return list(after), fitted_draws, fitted
-    started_draws, started = draw(before)
-    gain = log_ratio(fitted, started)
-    se = standard_deviation(gain) / np.sqrt(n_draws)
-    calmer = standard_deviation(fitted) <= standard_deviation(started)
+    noise = _noise(objective, rng)
+    started, fitted = (_draw(objective, values, noise) for values in (before, after))
+    gain = log_ratio(fitted.log_weights, started.log_weights)
+    se = standard_deviation(gain) / np.sqrt(len(noise))
+    both = fitted.log_weights, started.log_weights
+    calmer = standard_deviation(both[0]) <= standard_deviation(both[1])
     mean = average(gain)
     improved = mean > 2 * se or (mean > -2 * se and calmer)
     if not np.isfinite(gain).all():
-        improved = elbo_within(fitted) >= elbo_within(started)
+        improved = elbo_within(both[0]) >= elbo_within(both[1])
     if not improved:
         logger.info("The fit kept its start, on which it did not improve.")
-        return list(before), started_draws, started
-    return list(after), fitted_draws, fitted
+        return list(before), started
+    return list(after), fitted
 
 
 def moments_in_doubt(values: np.ndarray, weights: np.ndarray) -> tuple[int, str] | None:
@@ -243,6 +270,16 @@ def moments_in_doubt(values: np.ndarray, weights: np.ndarray) -> tuple[int, str]
     else:
         move = f"multiply its standard deviation by {ratio[element]:.2f}"
     return int(element), f"importance weights would {move} in value space"
+
+
+def element_in_doubt(
+    objective: Objective, values: Values, noise: np.ndarray, corrected: bool
+) -> tuple[int, str] | None:
+    """The same of scores at some draws, without the common elements where weights tell of them."""
+    gap = objective.score_gap(values, noise[:N_SCORED_DRAWS])
+    if corrected:
+        gap[:, common_places(objective)] = 0.0
+    return scores_in_doubt(gap)
 
 
 def scores_in_doubt(gap: np.ndarray) -> tuple[int, str] | None:
