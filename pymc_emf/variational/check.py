@@ -64,7 +64,11 @@ _SAID = {
     "exact": "the approximation is exact",
     "callback": "a callback ended it",
     "interrupted": "it was interrupted",
+    "returned": "the loss had climbed, or was not finite, and the best state seen was taken again",
 }
+
+#: Ends of which the last losses say nothing: the rates had fallen, or the state is another one.
+_SETTLED = ("converged", "exact", "returned")
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ def report(
         logger.info("No steps were taken: the start leaves nothing to gain.")
     elif stopping.reason in _SAID:
         logger.info("Stopped at %d of %d steps: %s.", done, n, _SAID[stopping.reason])
-    if done < n and stopping.reason not in ("converged", "exact"):
+    if done < n and stopping.reason not in _SETTLED:
         logger.info("Interrupted at %d [%d%%]: Average Loss = %.5g", done, 100 * done // n, loss)
     else:
         logger.info("Finished [100%%]: Average Loss = %.5g", loss)
@@ -167,7 +171,7 @@ def report(
         logger.warning("There was no last check: nothing is known of how good the fit is.")
     else:
         # where it had stopped rising, it rose once more as the rates fell
-        rising = losses if stopping.reason != "converged" else losses[:0]
+        rising = losses[:0] if stopping.reason in _SETTLED else losses
         missed = checked.weighed.missed
         warn_if_poor(checked.pareto_k, rising, checked.doubt, missed, checked.many, start)
 

@@ -7,7 +7,14 @@ import pytensor
 
 from pymc_emf.engine.loop import start_state
 from pymc_emf.engine.stopping import SHORT_WINDOW, WINDOW
-from pymc_emf.engine.trainer import Observer, Run, Trained, stop_when_settled, train
+from pymc_emf.engine.trainer import (
+    Observer,
+    Run,
+    Trained,
+    keep_the_best,
+    stop_when_settled,
+    train,
+)
 from pymc_emf.layers.presets import SPARSE_FROM
 from pymc_emf.variational.importance import log_ratio, smooth
 from pymc_emf.variational.options import FitOptions
@@ -95,7 +102,7 @@ def maximise_elbo(
     return train(
         run,
         steps.chunk,
-        [*before_stopping, settled, *after_stopping],
+        [*before_stopping, keep_the_best, settled, *after_stopping],
         callbacks=ask.callbacks or (),
         progressbar=ask.progressbar,
         progressbar_theme=ask.progressbar_theme,
