@@ -129,6 +129,17 @@ class TestTheBestState:
         stay = method().fit(400, obj_optimizer=optax.sgd(0.0), tol=None, obj_n_mc=5, **quiet)
         assert stay.stopping == ("steps", 400)
 
+    def test_a_density_that_ends(self, caplog):
+        """Behind which there is nothing: the fit stays before it, and says so."""
+        with pm.Model() as model:
+            x = pm.Normal("x", 0, 1)
+            pm.Normal("y", x, 0.1, observed=5.0)
+            pm.Potential("trap", pm.math.switch(x > 4.0, np.nan, 0.0))
+        approx = method(model).fit(3000, **quiet)
+        assert approx.stopping.reason == "returned"
+        assert np.isfinite(approx.log_prob(np.array([[2.0]]))).all()
+        assert "not all finite" in caplog.text
+
     def test_a_checkpoint_has_it(self, tmp_path):
         """Taken up after the climb has begun, the fit goes back to what was before."""
         path, options = tmp_path / "fit", {"obj_n_mc": 20, "tol": None, **quiet}

@@ -95,9 +95,17 @@ class Run:
     best: Best | None = None
 
     @classmethod
-    def begin(cls, optimizer: Optimizer, state: LoopState, seed: int, n: int) -> "Run":
-        """Make a run of ``n`` steps from a state."""
-        return cls(optimizer, state, seed, np.full(n, np.nan), n)
+    def begin(
+        cls,
+        optimizer: Optimizer,
+        state: LoopState,
+        seed: int,
+        n: int,
+        level: Level | None = None,
+    ) -> "Run":
+        """Make a run of ``n`` steps from a state, the level of whose losses may be known."""
+        best = None if level is None else Best(level, 0, state.parameters)
+        return cls(optimizer, state, seed, np.full(n, np.nan), n, best=best)
 
     @property
     def n(self) -> int:
@@ -359,16 +367,16 @@ def average(losses: np.ndarray) -> float:
 def keep_the_best(run: Run) -> None:
     """Observe a run: keep its best state, and go back to it from where nothing is to be had.
 
-    That is where the losses are not finite any more, once, and where they have climbed by the
-    last step.
+    That is where the losses are not finite any more, and where they have climbed by the last step.
+    Under an optimiser without a schedule, the first of them is left to its user, who chose the
+    rates.
     """
     run.keep_if_best()
     if run.best is None:
         return
-    if run.failed:
-        if run.reason != "returned" and run.optimizer.scheduled:
-            run.go_back(within=COOL_DOWN)
-    elif run.done >= run.end and run.has_climbed:
+    if run.failed and run.optimizer.scheduled:
+        run.go_back(within=0 if run.reason == "returned" else COOL_DOWN)
+    elif not run.failed and run.done >= run.end and run.has_climbed:
         run.go_back()
 
 

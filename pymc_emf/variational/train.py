@@ -39,7 +39,7 @@ def begin_run(
         rates_of(prepared, started),
         objective.fixed(values),
     )
-    return Run.begin(steps.optimizer, state, int(rng.integers(2**31)), n)
+    return Run.begin(steps.optimizer, state, int(rng.integers(2**31)), n, started.level)
 
 
 def may_be_exact(prepared: Prepared) -> bool:
