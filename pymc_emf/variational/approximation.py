@@ -48,7 +48,7 @@ class EMFApproximation(Recorded, SingleGroupApproximation):
     stopping : Stopping or None
         Why the last fit ended, ``reason`` and ``step``; None before a fit.
     pareto_k : float or None
-        Pareto k-hat of the log weights at the end of the last fit, which warns above 0.7.
+        Pareto k-hat of the log weights at the end of the last fit.
         Minus infinity where all weights are equal, infinity if a mode has been missed; None if
         the last check was interrupted.
     timing : dict
