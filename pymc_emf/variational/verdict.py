@@ -28,7 +28,7 @@ MANY_ELEMENTS, N_SCORED_DRAWS = 200, 200
 #: Share of the draws that are effective below which moments may be off by a tenth; and the same
 #: where the weights have a heavy tail, so that they do not tell of all that is missed. Measured by
 #: ``python -m benchmarks.verdict``.
-ENOUGH, ENOUGH_OF_HEAVY = 0.5, 0.9
+ENOUGH, ENOUGH_OF_HEAVY = 0.7, 0.9
 #: Share of draws without a density above which those that are left do not stand for the others.
 FEW_OUTSIDE = 0.1
 #: Draws without a density that are asked which term lacks one.
