@@ -40,7 +40,7 @@ from pymc_emf.variational.importance import MAX_PARETO_K
 REFERENCES = Path(__file__).parent / "data" / "public.json"
 MODELS: dict[str, Callable[[], pm.Model]] = textbook.MODELS | public.MODELS
 #: Public models whose reference is drawn in the noise of a flow.
-BY_FLOW = ("decay", "funnel", "level", "overlap", "volatility", "weibull")
+BY_FLOW = ("decay", "funnel", "overlap", "volatility", "weibull")
 #: Fewer effective draws are no reference.
 MIN_ESS = 400
 
@@ -114,7 +114,7 @@ def measure(name: str, known: dict[str, Any], seed: int) -> dict[str, Any]:
     errors = compare(posterior, known)
     mean_at = max(errors, key=lambda label: abs(errors[label][0]))
     sd_at = max(errors, key=lambda label: abs(np.log(errors[label][1])))
-    verdicts = {"fit": approx.record.verdict, "later": approx.diagnose(random_seed=seed).verdict}
+    verdicts = {"fit": approx.verdict, "later": approx.diagnose(random_seed=seed).verdict}
     said = {
         when: {
             "k": verdict.pareto_k,

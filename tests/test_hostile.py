@@ -155,7 +155,7 @@ def test_units(unit):
     mean, sd, approx = moments(model, "x")
     assert mean == pytest.approx(500 / 101 * unit, rel=0.02)
     assert sd == pytest.approx(unit / np.sqrt(1.01), rel=0.05)
-    assert approx.record.verdict.is_good
+    assert approx.verdict.is_good
 
 
 def test_no_data():
@@ -170,4 +170,4 @@ def test_what_the_data_do_not_tell():
         total = pm.Flat("a") + pm.Flat("b")
         pm.Normal("y", total, 1.0, observed=np.ones(5))
     *_, approx = moments(model, "a")
-    assert not approx.record.verdict.is_good
+    assert not approx.verdict.is_good

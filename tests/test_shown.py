@@ -64,7 +64,7 @@ class TestResults:
         elbo = float(rows["ELBO"].split()[0])
         assert elbo == pytest.approx(line.elbo(100).mean, abs=0.01)
         assert f"Pareto k-hat  {line.pareto_k:.2f}" in text
-        assert line.record.verdict.sentence in text
+        assert line.verdict.sentence in text
         assert line.diagnose(100).advice.startswith("Use it: its draws are worth 100 of 100")
         assert "<td>x, s (4 unknowns)</td>" in line._repr_html_()
         assert str(line) == "EMFApproximation[4: LowerTriangular > StructuredLayer]"

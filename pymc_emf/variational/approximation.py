@@ -47,6 +47,9 @@ class EMFApproximation(Recorded, SingleGroupApproximation):
         How the fit started.
     stopping : Stopping or None
         Why the last fit ended, ``reason`` and ``step``; None before a fit.
+    verdict : Verdict or None
+        On the last fit, at its end; ``verdict.sentence`` is what a poor fit warns of. None if the
+        last check was interrupted.
     pareto_k : float or None
         Pareto k-hat of the log weights at the end of the last fit.
         Minus infinity where all weights are equal, infinity if a mode has been missed; None if
@@ -402,7 +405,7 @@ class EMFApproximation(Recorded, SingleGroupApproximation):
         if draws < MIN_DRAWS:
             raise ValueError(f"diagnose needs draws of at least {MIN_DRAWS}, got {draws}.")
         rng = self._generator(random_seed)
-        last, other_start = self.record.verdict, self.warm_start.other
+        last, other_start = self.verdict, self.warm_start.other
         gain = 0.0 if last is None else last.gain
         drawn = self._drawn(draws, rng)
         verdict = judge(self.objective, self.values, drawn, rng, gain, other_start)

@@ -57,9 +57,12 @@ class Recorded:
         return self.record.stopping
 
     @property
+    def verdict(self) -> Verdict | None:
+        return self.record.verdict
+
+    @property
     def pareto_k(self) -> float | None:
-        verdict = self.record.verdict
-        return None if verdict is None else verdict.pareto_k
+        return None if self.verdict is None else self.verdict.pareto_k
 
     @property
     def timing(self) -> dict[str, float]:
