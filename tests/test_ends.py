@@ -138,7 +138,7 @@ class TestTheBestState:
         approx = method(model).fit(3000, **quiet)
         assert approx.stopping.reason == "returned"
         assert np.isfinite(approx.log_prob(np.array([[2.0]]))).all()
-        assert "not all finite" in caplog.text
+        assert "Verdict on the fit. " in caplog.text
 
     def test_a_checkpoint_has_it(self, tmp_path):
         """Taken up after the climb has begun, the fit goes back to what was before."""

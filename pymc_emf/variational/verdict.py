@@ -1,7 +1,7 @@
 """The verdict on an approximation: one value, from the weights of one set of draws."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytensor
@@ -128,9 +128,7 @@ class Verdict:
         return "{}: {}".format(*self._judged)
 
     @property
-    def _judged(
-        self,
-    ) -> tuple[Literal["Use it", "Resample it", "Fit longer", "Do not trust it"], str]:
+    def _judged(self) -> tuple[str, str]:
         longer = "give the fit more steps (n=), check the model, or use approx.nuts()."
         resample = (
             "approx.sample(importance=True) corrects that, as may more steps (n=), or use "
@@ -157,7 +155,6 @@ class Verdict:
             return "Resample it", f"{said}; {resample}"
         if self.is_short:
             worth = f"its draws are worth {self.ess:,.0f} of {self.draws:,} from the posterior"
-            short = f"the ELBO is {self.gap:.2g} nats short of the evidence"
             if not self.is_heavy:
                 return (
                     "Resample it",
@@ -168,7 +165,7 @@ class Verdict:
                 f"most; its means and intervals may be off; {longer}"
             )
         if self.outside:
-            return "Fit longer", f"{self._told_outside}; approx.sample() draws others instead."
+            return "Use it with care", f"{self._told_outside}; approx.sample() draws others."
         return "Use it", self._praise
 
     @property
