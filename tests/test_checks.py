@@ -189,8 +189,9 @@ def weighed(**given):
         ({"pareto_k": np.nan, "outside": 1000}, "the log density of the model is not finite"),
         (
             {"pareto_k": np.nan, "outside": 20, "culprit": "trap"},
-            "not all finite, as the log density of trap is not finite at 20 of 1,000",
+            "Use it with care: .* log density of trap is not finite at 20 of 1,000",
         ),
+        ({"pareto_k": np.nan, "outside": 1}, None),
         ({"pareto_k": 0.9, "ess": np.nan, "draws": 0}, "k-hat is 0.90"),  # of an older file
         ({"pareto_k": 0.9, "many": True, "ess": 3.0}, None),
         ({"many": True, "doubt": ("tau", "scores say so")}, "Do not trust it: the approximation"),

@@ -29,8 +29,9 @@ MANY_ELEMENTS, N_SCORED_DRAWS = 200, 200
 #: where the weights have a heavy tail, so that they do not tell of all that is missed. Measured by
 #: ``python -m benchmarks.verdict``.
 ENOUGH, ENOUGH_OF_HEAVY = 0.7, 0.9
-#: Share of draws without a density above which those that are left do not stand for the others.
-FEW_OUTSIDE = 0.1
+#: Share of draws without a density above which those that are left do not stand for the others,
+#: and below which it is not worth a warning, since others are drawn.
+FEW_OUTSIDE, RARELY_OUTSIDE = 0.1, 0.001
 #: Draws without a density that are asked which term lacks one.
 N_ASKED = 8
 
@@ -156,15 +157,14 @@ class Verdict:
         if self.is_short:
             worth = f"its draws are worth {self.ess:,.0f} of {self.draws:,} from the posterior"
             if not self.is_heavy:
-                return (
-                    "Resample it",
-                    f"{worth}, and {short}, so that moments may be off; {resample}",
-                )
+                if np.isfinite(self.gap):
+                    worth += f", and the ELBO is {self.gap:.2g} nats short of the evidence"
+                return "Resample it", f"{worth}, so that moments may be off; {resample}"
             return "Do not trust it", (
                 f"Pareto k-hat is {self.pareto_k:.2f}, above {MAX_PARETO_K}, so that {worth} at "
                 f"most; its means and intervals may be off; {longer}"
             )
-        if self.outside:
+        if self.outside > RARELY_OUTSIDE * self.draws:
             return "Use it with care", f"{self._told_outside}; approx.sample() draws others."
         return "Use it", self._praise
 
@@ -194,11 +194,13 @@ class Verdict:
     def _praise(self) -> str:
         if self.many:
             said = "no element is off by more than a tenth, as far as the scores of its draws tell"
-            aside = f", but do not resample, for Pareto k-hat is {self.pareto_k:.2f}"
-            return f"{said}{aside if self.is_heavy else ''}."
-        if np.isnan(self.effective):
-            return "the importance weights are well-behaved."
-        return f"its draws are worth {self.ess:,.0f} of {self.draws:,} from the posterior."
+            if self.is_heavy:
+                said += f", but do not resample, for Pareto k-hat is {self.pareto_k:.2f}"
+        elif np.isnan(self.effective):
+            said = "the importance weights are well-behaved"
+        else:
+            said = f"its draws are worth {self.ess:,.0f} of {self.draws:,} from the posterior"
+        return f"{said}, though {self._told_outside}." if self.outside else f"{said}."
 
     def to_file(self) -> dict[str, Any]:
         """All of it, as JSON can hold it."""
