@@ -1,7 +1,5 @@
 """The correction of the common elements' marginal distribution."""
 
-import logging
-
 import numpy as np
 import pymc as pm
 import pytest

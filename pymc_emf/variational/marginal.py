@@ -30,7 +30,7 @@ from pymc_emf.layers.subset import Subset
 from pymc_emf.variational.importance import log_ratio, standard_deviation
 from pymc_emf.variational.objective import Objective, Values
 
-__all__ = ["MAX_VARIANCE", "common_places", "correct_common", "moments_of_common"]
+__all__ = ["MAX_VARIANCE", "Moments", "common_places", "correct_common", "moments_of_common"]
 
 #: Draws of one batch, and how many batches there may be until the means have this standard error.
 N_DRAWS, MAX_BATCHES, PRECISION = 2000, 4, 0.02
