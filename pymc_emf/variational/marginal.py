@@ -27,19 +27,17 @@ import pytensor
 
 from pymc_emf.layers.lower_triangular import LowerTriangular
 from pymc_emf.layers.subset import Subset
-from pymc_emf.variational.importance import log_ratio, standard_deviation
+from pymc_emf.variational.importance import log_ratio
 from pymc_emf.variational.objective import Objective, Values
 
 __all__ = ["MAX_VARIANCE", "Moments", "common_places", "correct_common", "moments_of_common"]
 
 #: Draws of one batch, and how many batches there may be until the means have this standard error.
-N_DRAWS, MAX_BATCHES, PRECISION = 2000, 4, 0.02
+N_DRAWS, MAX_BATCHES, PRECISION = 2000, 4, 0.025
 #: More common elements are left as they are, or if they are more than so many for each draw.
 MOST, MOST_COLUMNS = 24, 0.1
 #: The cumulants tell where log weights vary by no more, in nats squared, and resemble a normal.
 MAX_VARIANCE, MAX_SKEWNESS, TINY = 4.0, 1.0, 1e-6
-#: Times that variance from which on nothing else is asked.
-FAR = 4.0
 #: Standard deviations beyond which no draw counts for more, for it would alone decide.
 FARTHEST = 3.0
 #: Factor by which a precision is corrected at most, and the longest way of a mean.
@@ -77,11 +75,8 @@ def correct_common(
     moments = None
     for _ in range(MAX_BATCHES):
         noise = rng.normal(size=(n_draws, objective.size)).astype(pytensor.config.floatX)
-        _, log_p, log_q = objective.weigh(values, noise)
+        _, log_p, log_q, gap = objective.weigh_and_score(values, noise)
         log_weights = log_ratio(log_p, log_q)
-        if not standard_deviation(log_weights) ** 2 < FAR * MAX_VARIANCE:
-            return None
-        gap = objective.score_gap(values, noise)
         drawn.append((noise[:, places], log_weights, gap[:, places]))
         moments = moments_of_common(*map(np.concatenate, zip(*drawn, strict=True)))
         if moments is None or moments.se < PRECISION:

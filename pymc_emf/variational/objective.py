@@ -272,10 +272,19 @@ class Objective:
         values : sequence of array
         noise : ndarray, shape (draws, size)
         """
+        return self.weigh_and_score(values, noise)[-1]
+
+    def weigh_and_score(self, values: Values, noise: np.ndarray) -> tuple[np.ndarray, ...]:
+        """What :meth:`weigh` returns, and :meth:`score_gap`."""
         layer_values, target_values = self.split(values)
-        inner, _ = self._flow_many(layer_values, noise)
-        score = self.target.score_many(target_values, inner).score
-        return self._pull_many(layer_values, noise, score.astype(noise.dtype)) + noise
+        inner, base_log_det = self._flow_many(layer_values, noise)
+        scored = self.target.score_many(target_values, inner)
+        gap = self._pull_many(layer_values, noise, scored.score.astype(noise.dtype)) + noise
+        known = scored.value, scored.log_p, scored.log_det
+        if self.target.minibatches:  # scores may be those of some
+            known = self.target.evaluate_many(target_values, inner)
+        value, log_p, log_det = known
+        return value, log_p, norm.logpdf(noise).sum(axis=1) - base_log_det - log_det, gap
 
     def culprit(self, values: Values, noise: np.ndarray) -> str:
         """Name of the first log-density term that is not finite at some draws, if one is not."""

@@ -45,17 +45,28 @@ class Drawn(NamedTuple):
     noise, values : ndarray, shape (draws, size)
     log_weights : ndarray, shape (draws,)
         In nats.
+    gap : ndarray, shape (some draws, size), or None
+        Of the scores of the first of them, if that is known.
     """
 
     noise: np.ndarray
     values: np.ndarray
     log_weights: np.ndarray
+    gap: np.ndarray | None = None
 
 
 def draw(objective: Objective, values: Values, noise: np.ndarray) -> Drawn:
-    """Draws of some noise, with their log weights."""
-    drawn, log_p, log_q = objective.weigh(values, noise)
-    return Drawn(noise, drawn, log_ratio(log_p, log_q))
+    """Draws of some noise, with their log weights, and of many elements with scores."""
+    if objective.size <= MANY_ELEMENTS:
+        drawn, log_p, log_q = objective.weigh(values, noise)
+        return Drawn(noise, drawn, log_ratio(log_p, log_q))
+    some, rest = noise[:N_SCORED_DRAWS], noise[N_SCORED_DRAWS:]
+    *found, gap = objective.weigh_and_score(values, some)
+    if len(rest):
+        more = objective.weigh(values, rest)
+        found = [np.concatenate(pair) for pair in zip(found, more, strict=True)]
+    drawn, log_p, log_q = found
+    return Drawn(noise, drawn, log_ratio(log_p, log_q), gap)
 
 
 @dataclass(frozen=True)
@@ -280,15 +291,17 @@ def element_in_doubt(objective: Objective, values: Values, drawn: Drawn) -> tupl
     values : sequence of array
     drawn : Drawn
     """
-    noise, _, log_weights = (x[:N_SCORED_DRAWS] for x in drawn)
-    gap, places = objective.score_gap(values, noise), common_places(objective)
-    moments = None
+    gap, places, moments = drawn.gap, common_places(objective), None
+    if gap is None:
+        gap = objective.score_gap(values, drawn.noise[:N_SCORED_DRAWS])
     if len(places):
-        moments = moments_of_common(noise[:, places], log_weights, gap[:, places])
+        noise, log_weights = drawn.noise[: len(gap), places], drawn.log_weights[: len(gap)]
+        moments = moments_of_common(noise, log_weights, gap[:, places])
     if moments is None:
         return scores_in_doubt(gap)
-    gap[:, places] = 0.0
-    found = scores_in_doubt(gap)
+    others = gap.copy()
+    others[:, places] = 0.0
+    found = scores_in_doubt(others)
     if found is None:
         found = correction_in_doubt(moments)
         found = None if found is None else (int(places[found[0]]), found[1])
