@@ -158,6 +158,7 @@ def test_other_settings_of_the_loop(tmp_path):
         fit(path, obj_optimizer=optax.sgd(0.1), **options)
 
 
+@pytest.mark.slow  # three fits of ASVI, each compiled anew
 def test_other_methods_through_pymc(tmp_path):
     """ASVI, which trains other numbers and has no warm start, and the arguments of pm.fit."""
 

@@ -13,7 +13,7 @@ from scipy.stats import beta, norm
 
 import pymc_emf as emf
 
-from tests.helpers import Functions
+from tests.helpers import Functions, parametrize
 
 scale = pt.dscalar("scale")
 
@@ -49,7 +49,8 @@ def functions(name, gated):
     return compiled
 
 
-@pytest.mark.parametrize("name", CASES)
+# under a transform the search has more to compile, half a minute; nothing else is new
+@parametrize(CASES, slow=["HalfNormal positive"])
 def test_laws(name):
     compiled = functions(name, False)
     rng = np.random.default_rng(1)
