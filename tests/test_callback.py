@@ -186,8 +186,8 @@ def test_pymcs_own_loop(options):
     model = own()
     with model:
         method = emf.EMFApprox(layers="affine", random_seed=1)
-        approx = pm.fit(300, method=method, **options, **quiet)
-    assert approx.stopping == ("steps", 300)
+        approx = pm.fit(100, method=method, **options, **quiet)
+    assert approx.stopping == ("steps", 100)
     assert np.isfinite([approx.pareto_k, *approx.hist]).all()
     posterior = approx.sample(100, importance=True, random_seed=1).posterior
     height, rate = (posterior[name].values[..., None] for name in ("height", "rate"))
