@@ -105,7 +105,11 @@ BY_NUTS = {
         "log_k_sd": (0.1215, 0.0924),
     },
 }
-SLOW = [pytest.param(censored_weibull, marks=pytest.mark.slow)]
+#: Fits of thousands of steps, and most of their time is spent in compiling the densities.
+SLOW = [
+    pytest.param(make, marks=pytest.mark.slow)
+    for make in (truncated, first_passage, censored_weibull)
+]
 
 
 @pytest.mark.parametrize("make", MODELS)
@@ -138,7 +142,7 @@ def test_where_the_density_is_finite_so_is_the_curvature(make):
     assert np.isfinite(np.asarray(products)[finite]).all()
 
 
-@pytest.mark.parametrize("make", [tobit, truncated, first_passage, *SLOW])
+@pytest.mark.parametrize("make", [tobit, *SLOW])
 def test_posterior_means(make):
     approx = emf.fit(model=make(), random_seed=1, progressbar=False)
     posterior = approx.sample(10_000, random_seed=2).posterior
