@@ -357,6 +357,7 @@ def test_small_models_are_left_alone():
     assert "of a" not in str(emf.describe(model))
 
 
+@pytest.mark.slow  # three tables at once, which take half a minute to compile
 def test_tables_of_scalars():
     """Densities by quadrature, whose tables are looked up by an index without axes."""
     with pm.Model() as model:
