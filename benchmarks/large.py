@@ -434,9 +434,8 @@ def _apart(name: str, method: str, seed: int, limit: float) -> dict:
         return record | {"error": f"stopped after {limit:.0f} s"}
     if done.returncode:
         return record | {"error": done.stderr.strip().splitlines()[-1][:200]}
-    said = (" is off: ", "k-hat is", "missed a mode", "has not converged")
     lines = done.stderr.splitlines()
-    warned = [line for line in lines if any(words in line for words in said)]
+    warned = [line for line in lines if "Verdict on the fit. " in line]
     return json.loads(done.stdout.splitlines()[-1]) | {"warned": warned[:1]}
 
 

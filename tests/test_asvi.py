@@ -85,7 +85,8 @@ class Mixed:
 
 
 MODELS = {"families": families, "searched": searched, "series": series, "loop": loop}
-SLOW = ["searched"]
+#: Each takes XLA ten seconds or more; a walk and an AR are in the tests without weights below.
+SLOW = ["searched", "series"]
 
 
 @pytest.fixture(

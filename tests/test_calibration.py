@@ -211,7 +211,7 @@ def test_fits_that_fail_are_told(monkeypatch, caplog):
 
 def test_asvi_and_quiet(caplog):
     before = logging.getLogger("pymc_emf").level
-    found = calibrate(simulations=2, layers="iaf", method=None, n=50)
+    found = calibrate(simulations=2, layers="mean_field", method=None, n=50)
     assert found.simulations == 2
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert logging.getLogger("pymc_emf").level == before

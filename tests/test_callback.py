@@ -17,6 +17,7 @@ import pymc_emf as emf
 
 from pymc_emf.engine import callback
 from pymc_emf.engine.jax import jaxify
+from pymc_emf.variational import check, draws
 
 quiet = {"progressbar": False}
 TIMES = np.linspace(0.0, 3.0, 12)
@@ -69,12 +70,21 @@ def own(op=Decay):
     return decay(lambda rate: op()(rate, TIMES))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fewer_draws():
+    """Python is called for each draw of the last check and of an importance resampling."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(check, "N_FINAL_DRAWS", 500)
+        patched.setattr(draws, "MIN_CANDIDATES", 500)
+        yield
+
+
 @pytest.fixture(scope="module")
 def twins():
     """Fits of the model with the operation, and of the one without."""
     options = {"random_seed": 1, "layers": "affine", **quiet}
     return [
-        emf.fit(1000, model=model, **options)
+        emf.fit(300, model=model, **options)
         for model in (own(), decay(lambda rate: pt.exp(-rate * TIMES)))
     ]
 
@@ -84,7 +94,7 @@ def test_the_same_fit(twins):
     assert fitted.stopping == twin.stopping
     np.testing.assert_allclose(fitted.hist, twin.hist, rtol=1e-4)
     ours, theirs = (
-        approx.sample(200, importance=True, random_seed=2).posterior for approx in (fitted, twin)
+        approx.sample(50, importance=True, random_seed=2).posterior for approx in (fitted, twin)
     )
     np.testing.assert_allclose(ours["fitted"], theirs["fitted"], rtol=1e-4)
     k = [approx.diagnose(1000, random_seed=3).pareto_k for approx in (fitted, twin)]
@@ -92,13 +102,13 @@ def test_the_same_fit(twins):
 
 
 def test_files_and_nuts(twins, tmp_path):
-    fitted, _ = twins
+    fitted, twin = twins
     fitted.save(tmp_path / "fit")
     again = emf.load(tmp_path / "fit", model=own())
     assert again.elbo(500, random_seed=1) == fitted.elbo(500, random_seed=1)
     options = {"tune": 30, "chains": 1, "quiet": True, "nuts_sampler": "pymc", **quiet}
     posterior = again.nuts(50, random_seed=1, **options).posterior
-    weighted = fitted.sample(4000, importance=True, random_seed=1).posterior
+    weighted = twin.sample(4000, importance=True, random_seed=1).posterior
     mean, sd = float(weighted["rate"].mean()), float(weighted["rate"].std())
     assert float(posterior["rate"].mean()) == pytest.approx(mean, abs=0.7 * sd)
 
@@ -147,18 +157,19 @@ def test_errors_are_those_of_the_operation():
         emf.fit(10, model=model, random_seed=1, **quiet)
 
 
-@pytest.mark.parametrize("after", [1, 300, 2000, 4000])
-def test_interrupts(after, monkeypatch):
+@pytest.mark.parametrize(("warm_start", "after"), [("auto", 1), ("auto", 2000), (False, 1500)])
+def test_interrupts(warm_start, after, monkeypatch):
     """In the search for a start nothing is kept, and later all that was learnt."""
-    method = emf.EMFApprox(own(), layers="affine", random_seed=1)
+    method = emf.EMFApprox(own(), layers="affine", warm_start=warm_start, random_seed=1)
     monkeypatch.setattr(Decay, "stop_at", Decay.calls + after)
-    try:
-        approx = method.fit(1000, tol=None, **quiet)
-    except KeyboardInterrupt:
+    if warm_start:
+        with pytest.raises(KeyboardInterrupt):
+            method.fit(300, tol=None, **quiet)
         assert method.hist.size == 0
     else:
+        approx = method.fit(300, tol=None, **quiet)
         assert approx.stopping.reason == "interrupted"
-        assert approx.hist.size == approx.stopping.step
+        assert approx.hist.size == approx.stopping.step < 300
 
 
 @pytest.mark.filterwarnings("ignore:Numba will use object mode")
@@ -175,8 +186,8 @@ def test_pymcs_own_loop(options):
     model = own()
     with model:
         method = emf.EMFApprox(layers="affine", random_seed=1)
-        approx = pm.fit(300, method=method, **options, **quiet)
-    assert approx.stopping == ("steps", 300)
+        approx = pm.fit(100, method=method, **options, **quiet)
+    assert approx.stopping == ("steps", 100)
     assert np.isfinite([approx.pareto_k, *approx.hist]).all()
     posterior = approx.sample(100, importance=True, random_seed=1).posterior
     height, rate = (posterior[name].values[..., None] for name in ("height", "rate"))

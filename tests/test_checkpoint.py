@@ -158,6 +158,7 @@ def test_other_settings_of_the_loop(tmp_path):
         fit(path, obj_optimizer=optax.sgd(0.1), **options)
 
 
+@pytest.mark.slow  # three fits of ASVI, each compiled anew
 def test_other_methods_through_pymc(tmp_path):
     """ASVI, which trains other numbers and has no warm start, and the arguments of pm.fit."""
 
@@ -184,7 +185,10 @@ def test_other_methods_through_pymc(tmp_path):
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (schools(scale=6.0), {}, "of another model"),
+        pytest.param(
+            *(schools(scale=6.0), {}, "of another model"),
+            marks=pytest.mark.slow,  # as the next, where the densities tell, too
+        ),
         (schools(data=(28.0, 8.0, -3.001)), {}, "of another model or of other data"),
         (schools(shape=4), {}, r"theta has shape and transform \[3\], none in the file"),
         (schools(), {"n": 700}, r"another n \(600, and here 700\)"),

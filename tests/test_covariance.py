@@ -9,6 +9,7 @@ import pymc_emf as emf
 
 from pymc_emf.bijections.families import covariance, student
 from pymc_emf.bijections.families.covariance import CholeskyCovariance
+from tests.helpers import parametrize
 from tests.laws import Family, parametric, simple_quantile
 
 scale = np.array([[1.0, 0.5, -0.3], [0.5, 4.25, 0.25], [-0.3, 0.25, 0.62]])
@@ -35,12 +36,13 @@ def simple(monkeypatch):
     monkeypatch.setattr(covariance, "gamma_log", simple_quantile)
 
 
-@pytest.mark.parametrize("name", ["LKJCorr", "LKJCholeskyCov bounded", "Wishart"])
+# that of LKJCorr is a part of it, and compared below for large matrices; seven seconds each
+@parametrize(["LKJCorr", "LKJCholeskyCov bounded", "Wishart"], quick=["LKJCholeskyCov bounded"])
 def test_density_is_the_prior(name):
     Family(DISTS[name]()).check_prior(jacobian=False)
 
 
-@pytest.mark.parametrize("name", DISTS)
+@parametrize(DISTS, quick=["LKJCorr", "LKJCholeskyCov bounded", "Wishart"])  # one of each kind
 def test_laws(name, simple):
     family = Family(DISTS[name]())
     # the covariance's gate acts in its natural coordinates

@@ -145,7 +145,21 @@ def test_ungated_bijection_is_the_prior(name):
     family(name).check_prior()
 
 
-@pytest.mark.parametrize("name", DISTS)
+#: Other functions of one variable, which are gated by the same code as softplus is.
+FUNCTIONS = (
+    "decreasing",
+    "shifted exp",
+    "sigmoid",
+    "softplus cancelled",
+    "sqrt",
+    "square",
+    "reciprocal",
+    "sinh",
+    "concatenated",
+)
+
+
+@parametrize(DISTS, slow=FUNCTIONS)
 def test_gated_bijection(name):
     assert family(name).site.gateable
     family(name).check_gated(identity=name not in GATED_INSIDE)

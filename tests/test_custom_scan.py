@@ -127,7 +127,11 @@ def test_ungated_bijection_is_the_prior(name):
     family(name).check_prior()
 
 
-@pytest.mark.parametrize("name", DISTS)
+# of these the gate acts in the same scan as in those that are left
+@parametrize(
+    DISTS,
+    slow=["scan of second order", "scan batch", "scan without memory", "scan of a function"],
+)
 def test_gated_bijection(name):
     assert family(name).site.gateable
     family(name).check_gated()

@@ -169,6 +169,7 @@ class TestFamilies:
     def test_is_bypassed_only_if_pm_bypasses_it(self, programs):
         assert StructuredLayer(programs[0]).bypassed == BYPASSED
 
+    @pytest.mark.slow  # compiles two dozen densities and gradients twice; fits' models do below
     def test_density_and_gradient_are_those_of_pymc(self):
         # PyMC finds no gradient of a flat density of pymc.dims
         assert_same_density(named_model(("a", "b"), ("b", "a")), but={"Flat"})
@@ -370,7 +371,7 @@ class TestFit:
             pm.set_data(
                 {"x": X[:9], "group_of": GROUP[:9], "y_data": Y[:9]}, coords={"row": range(9)}
             )
-        given = fit(model, 20).sample(5, random_seed=1)
+        given = fit(model, 1, warm_start=False).sample(5, random_seed=1)
         assert_array_equal(given.observed_data["y"], Y[:9])
         assert_array_equal(given.constant_data["row"], np.arange(9))
 
@@ -402,7 +403,7 @@ def test_mixed_with_plain_variables():
     along = np.concatenate([step[value.name].ravel() for value in frozen.value_vars])
     assert_allclose((ends[0] - ends[1]) / 2, gradient @ along, rtol=1e-6)
     assert not StructuredLayer(Program(model)).bypassed
-    given = fit(model, 20).sample(5, random_seed=1)
+    given = emf.EMFApprox(model, layers="affine", random_seed=1).approx.sample(5, random_seed=1)
     posterior = given.posterior
     assert posterior["product"].dims == ("chain", "draw", "a", "b")
     assert posterior["sums"].dims == ("chain", "draw", "a")

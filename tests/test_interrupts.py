@@ -12,7 +12,7 @@ import pymc_emf as emf
 
 from pymc_emf.engine.interrupts import heard
 from pymc_emf.engine.loop import Chunk
-from pymc_emf.variational import check, jax_fit, regression, search, start, state
+from pymc_emf.variational import check, jax_fit, regression, search, start, state, verdict
 from pymc_emf.variational.draws import Draws
 
 quiet = {"progressbar": False}
@@ -39,21 +39,27 @@ def strikes(monkeypatch, where, name):
 
 
 @pytest.fixture(scope="module")
-def losses():
-    """Of a fit that nothing interrupts."""
-    return method().fit(150, **quiet).hist
+def approx():
+    """A fit that nothing interrupts."""
+    return method().fit(150, **quiet)
+
+
+@pytest.fixture(scope="module")
+def losses(approx):
+    return approx.hist
 
 
 @pytest.mark.parametrize(
     ("where", "name"),
     [
         (jax_fit, "compile_steps"),
-        (state, "look_at"),
-        (start, "evaluate_prior"),
-        (regression, "_climb"),
         (search.Search, "_log_weights"),
-        (start, "_gate_sensitivity"),
         (Chunk, "wait"),
+        # between those, and each makes two fits
+        pytest.param(state, "look_at", marks=pytest.mark.slow),
+        pytest.param(start, "evaluate_prior", marks=pytest.mark.slow),
+        pytest.param(regression, "_climb", marks=pytest.mark.slow),
+        pytest.param(start, "_gate_sensitivity", marks=pytest.mark.slow),
     ],
 )
 def test_before_the_first_step(where, name, monkeypatch, losses):
@@ -76,9 +82,9 @@ def test_between_steps(monkeypatch):
     assert approx.pareto_k is not None
 
 
-@pytest.mark.parametrize("name", ["weigh", "moments_in_doubt"])
-def test_in_the_last_check(name, monkeypatch, losses, caplog):
-    strikes(monkeypatch, check, name)
+@pytest.mark.parametrize(("where", "name"), [(check, "draw"), (verdict, "moments_in_doubt")])
+def test_in_the_last_check(where, name, monkeypatch, losses, caplog):
+    strikes(monkeypatch, where, name)
     approx = method().fit(150, **quiet)
     np.testing.assert_array_equal(approx.hist, losses)
     assert approx.pareto_k is None
@@ -88,8 +94,7 @@ def test_in_the_last_check(name, monkeypatch, losses, caplog):
 
 
 @pytest.mark.parametrize("ask", ["sample", "elbo", "diagnose"])
-def test_after_the_fit(ask, monkeypatch, losses):
-    approx = method().fit(150, **quiet)
+def test_after_the_fit(ask, monkeypatch, approx):
     strikes(monkeypatch, Draws, "noise")
     before = [value.copy() for value in approx.values]
     with pytest.raises(KeyboardInterrupt):

@@ -5,7 +5,6 @@ from functools import cache
 import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
-import pytest
 
 from pymc.distributions import transforms as tr
 from scipy.special import gammaln
@@ -13,7 +12,7 @@ from scipy.stats import beta, norm
 
 import pymc_emf as emf
 
-from tests.helpers import Functions
+from tests.helpers import Functions, parametrize
 
 scale = pt.dscalar("scale")
 
@@ -49,7 +48,8 @@ def functions(name, gated):
     return compiled
 
 
-@pytest.mark.parametrize("name", CASES)
+# the others are this search under a transform, which takes up to half a minute to compile
+@parametrize(CASES, quick=["Normal", "Normal of different means"])
 def test_laws(name):
     compiled = functions(name, False)
     rng = np.random.default_rng(1)

@@ -13,6 +13,7 @@ import pymc_emf as emf
 
 from pymc_emf.engine.storage import read_arrays, write_arrays
 from pymc_emf.variational.files import VERSION
+from tests.helpers import parametrize
 
 DATA = Path(__file__).parent / "data"
 
@@ -52,8 +53,9 @@ def test_round_trip(fitted, tmp_path):
 
 
 def test_asvi(tmp_path):
-    with schools():
-        approx = pm.fit(100, method=emf.ASVI(prior_weight=0.3, random_seed=1), progressbar=False)
+    approx = emf.ASVI(schools(), prior_weight=0.3, random_seed=1).approx
+    for variable in approx.params:
+        variable.set_value(variable.get_value() + 0.1)
     approx.save(tmp_path / "fit")
     again = emf.load(tmp_path / "fit", model=schools())
     point = np.zeros((1, 5))
@@ -79,7 +81,7 @@ OWN = {
 }
 
 
-@pytest.mark.parametrize("name", OWN)
+@parametrize(OWN, slow=["spline"])  # the same comparison, with more to compile
 def test_layers_of_the_same_shapes(name, tmp_path):
     """What their parameters do not show, their hyperparameters do."""
     layer, other = OWN[name]

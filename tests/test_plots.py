@@ -44,7 +44,8 @@ def approx():
         pm.Deterministic("twice", 2 * mu)
         pm.Potential("narrow", -((mu / 5) ** 2))
         pm.Normal("y", theta + effect, 1.0, observed=rng.normal(2.0, size=(3, 4)))
-    return emf.fit(STEPS, model=model, random_seed=1, warm_start=False, progressbar=False)
+    options = {"layers": "affine", "warm_start": False, "progressbar": False}
+    return emf.fit(STEPS, model=model, random_seed=1, **options)
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +252,7 @@ def test_a_prior_that_cannot_be_drawn_from():
         x = pm.Flat("x")
         pm.Normal("z", 0.0, 1.0)
         pm.Normal("y", x, 1.0, observed=[1.0])
-    approx = emf.fit(10, model=model, random_seed=1, warm_start=False, progressbar=False)
+    approx = emf.EMFApprox(model, layers="affine", random_seed=1).approx
     flat, normal = emf.plot_prior_posterior(approx, draws=50, random_seed=1)
     assert [line.get_label() for line in flat.lines] == ["posterior"]
     assert [line.get_label() for line in normal.lines] == ["prior", "posterior"]

@@ -85,9 +85,10 @@ def test_creation_order_need_not_be_topological():
 
 
 @pytest.mark.parametrize(
-    # gates of variables differ from those of elements in how many they are
+    # gates of variables differ from those of elements in how many they are, and no gates are
+    # compared with the prior below
     "gate",
-    [None, "element", pytest.param("variable", marks=pytest.mark.slow)],
+    ["element", *(pytest.param(gate, marks=pytest.mark.slow) for gate in (None, "variable"))],
 )
 def test_layer_laws(gate):
     layer = emf.StructuredLayer(kitchen_sink(), gate, gate_init=0.6)
@@ -247,8 +248,7 @@ def test_gates_are_those_of_the_values(gate):
     np.testing.assert_allclose(layer.gates([raw.get_value()])["x"], 0.6)  # which has not changed
 
 
-def test_layers_share_a_program():
-    """What a layer keeps out of the patterns is its own affair."""
+def bounded_by_parts():
     with pm.Model() as model:
         for i, lower in enumerate((0.0, 1.0, 1.0)):  # a bound of one is that of the transform
             pm.Uniform(
@@ -259,7 +259,12 @@ def test_layers_share_a_program():
                 transform=tr.Interval(1.0, 5.0),
                 initval=4.0,
             )
-    program = Program(model)
+    return model
+
+
+def test_layers_share_a_program():
+    """What a layer keeps out of the patterns is its own affair."""
+    program = Program(bounded_by_parts())
     layer = emf.StructuredLayer(program, embed=False)
     n_patterns = len(program.patterns)
     other = emf.StructuredLayer(program)
@@ -271,6 +276,15 @@ def test_layers_share_a_program():
         image, log_det = direction(noise)
         np.testing.assert_array_equal(image, noise)
         np.testing.assert_array_equal(log_det, 0)
+
+
+@pytest.mark.slow  # a quadrature, which takes long to compile, twice
+def test_layers_that_share_a_program_are_those_of_the_model():
+    model = bounded_by_parts()
+    program = Program(model)
+    emf.StructuredLayer(program, embed=False)
+    other = emf.StructuredLayer(program)
+    noise = np.random.default_rng(4).normal(size=(2, other.size))
     value, _ = emf.compile(other).forward(noise)
     np.testing.assert_array_equal(value, emf.compile(emf.StructuredLayer(model)).forward(noise)[0])
 

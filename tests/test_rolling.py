@@ -250,7 +250,7 @@ def compiled(function, numbers):
     return jax.jit(function).lower(*numbers).compile(compiler_options=options)(*numbers)
 
 
-#: Each takes XLA ten seconds; what they roll up the others do too, in other combinations.
+#: Each takes XLA five to ten seconds; what they roll up the others do too, in other combinations.
 SLOW = (
     lorenz_vectors,
     lorenz_observed_in_the_loop,
@@ -258,6 +258,8 @@ SLOW = (
     panel,
     bounds_from_the_step_before,
     gated_quantiles,
+    tree,
+    alternating,
 )
 
 
@@ -355,6 +357,7 @@ def test_small_models_are_left_alone():
     assert "of a" not in str(emf.describe(model))
 
 
+@pytest.mark.slow  # three tables at once, which take half a minute to compile
 def test_tables_of_scalars():
     """Densities by quadrature, whose tables are looked up by an index without axes."""
     with pm.Model() as model:

@@ -7,6 +7,7 @@ import pytest
 import pymc_emf as emf
 
 from pymc_emf.bijections.families import simplex
+from tests.helpers import parametrize
 from tests.laws import Family, parametric, simple_quantile
 
 DISTS = {
@@ -18,7 +19,7 @@ DISTS = {
 }
 
 
-@pytest.mark.parametrize("name", ["Dirichlet", "Dirichlet batch"])
+@parametrize(["Dirichlet", "Dirichlet batch"], slow=["Dirichlet batch"])  # more to search
 def test_density_is_the_prior(name):
     Family(DISTS[name]()).check_prior(jacobian=False)
 
@@ -28,7 +29,7 @@ def test_ungated_bijection_is_the_prior(name):
     Family(DISTS[name]()).check_prior()
 
 
-@pytest.mark.parametrize("name", DISTS)
+@parametrize(DISTS, slow=["StickBreakingWeights batch"])  # of which Dirichlet has one, too
 def test_laws(name, monkeypatch):
     monkeypatch.setattr(simplex, "beta_logit", simple_quantile)
     family = Family(DISTS[name]())

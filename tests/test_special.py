@@ -10,6 +10,7 @@ import pytest
 from scipy import special
 
 from pymc_emf.bijections.numerics.special import (
+    as_one,
     log_ndtr,
     ndtri_exp,
     noise_from_tails,
@@ -78,6 +79,16 @@ def test_stop_gradient(n):
     by_jax = jax.grad(lambda v: jaxify([x], [y])(v)[0].sum())(point)
     np.testing.assert_allclose(by_jax, point)
     np.testing.assert_allclose(pt.grad(y.sum(), x).eval({x: point}, mode=UNREWRITTEN), point)
+
+
+@pytest.mark.parametrize("mode", [UNREWRITTEN, "JAX"])  # LLVM gathers the sums of numba
+def test_as_one(mode):
+    """A small difference keeps its digits beside what is added to it, and its derivatives."""
+    x, y = pt.dscalars("x", "y")
+    total = as_one(x - 1e16) + y
+    outputs = [total, *pt.grad(pt.exp(total), [x, y])]
+    found = pytensor.function([x, y], outputs, mode=mode)(1e16 + 2, 0.1)
+    np.testing.assert_allclose(found, [2.1, np.exp(2.1), np.exp(2.1)], rtol=1e-14)
 
 
 def test_hyp2f1():

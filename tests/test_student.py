@@ -5,6 +5,7 @@ import pymc as pm
 import pytest
 
 from pymc_emf.bijections.families import student
+from tests.helpers import parametrize
 from tests.laws import Family, parametric, simple_quantile
 
 cov = np.array([[1.0, 0.5, -0.3], [0.5, 4.25, 0.25], [-0.3, 0.25, 0.62]])
@@ -24,7 +25,7 @@ DISTS = {
 }
 
 
-@pytest.mark.parametrize("name", DISTS)
+@parametrize(DISTS, quick=["one"])  # the same search, with more to compile
 def test_density_is_the_prior(name):
     Family(DISTS[name]()).check_prior(jacobian=False)
 

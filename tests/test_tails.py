@@ -382,7 +382,8 @@ def test_restricted_families(name, restrict, bounds):
     [
         ("Normal", "logcdf"),
         ("TruncatedNormal above", "logp"),
-        ("TruncatedNormal between", "logp"),
+        # three distribution functions to differentiate twice, where that above has one
+        pytest.param("TruncatedNormal between", "logp", marks=pytest.mark.slow),
     ],
 )
 def test_normal_tails(name, how):

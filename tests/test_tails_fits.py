@@ -105,10 +105,21 @@ BY_NUTS = {
         "log_k_sd": (0.1215, 0.0924),
     },
 }
-SLOW = [pytest.param(censored_weibull, marks=pytest.mark.slow)]
+#: Fits of thousands of steps, and most of their time is spent in compiling the densities.
+SLOW = [
+    pytest.param(make, marks=pytest.mark.slow)
+    for make in (truncated, first_passage, censored_weibull)
+]
 
 
-@pytest.mark.parametrize("make", MODELS)
+# a series in every datum, whose curvature is compiled below
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, marks=[pytest.mark.slow] if make is first_passage else [])
+        for make in MODELS
+    ],
+)
 def test_where_the_density_is_finite_so_is_the_gradient(make):
     """At draws far beyond the prior's, too; no variable is then to blame for another's NaN."""
     target = Target(StructuredLayer(Program(make())))
@@ -121,7 +132,10 @@ def test_where_the_density_is_finite_so_is_the_gradient(make):
     assert all(np.isfinite(slope[finite]).all() for slope in scored.slopes)
 
 
-@pytest.mark.parametrize("make", [truncated_scales, first_passage])
+# two tails to differentiate three times, whose gradient is compiled above
+@pytest.mark.parametrize(
+    "make", [first_passage, pytest.param(truncated_scales, marks=pytest.mark.slow)]
+)
 def test_where_the_density_is_finite_so_is_the_curvature(make):
     target = Target(StructuredLayer(Program(make())))
     noise = np.random.default_rng(1).normal(size=(100, target.size))
@@ -138,7 +152,7 @@ def test_where_the_density_is_finite_so_is_the_curvature(make):
     assert np.isfinite(np.asarray(products)[finite]).all()
 
 
-@pytest.mark.parametrize("make", [tobit, truncated, first_passage, *SLOW])
+@pytest.mark.parametrize("make", [tobit, *SLOW])
 def test_posterior_means(make):
     approx = emf.fit(model=make(), random_seed=1, progressbar=False)
     posterior = approx.sample(10_000, random_seed=2).posterior

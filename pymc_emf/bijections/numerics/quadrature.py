@@ -9,7 +9,7 @@ import pytensor.tensor as pt
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.bijections.core.elementwise import Elementwise, derivative
-from pymc_emf.bijections.numerics.special import normal_logpdf, stop_gradient
+from pymc_emf.bijections.numerics.special import as_one, normal_logpdf, stop_gradient
 
 __all__ = ["ByDensity", "gauss_legendre", "on_nodes"]
 
@@ -67,6 +67,6 @@ class ByDensity(Elementwise):
         return self.origin + coordinate, normal_logpdf(noise) - self.log_density(coordinate)
 
     def to_noise(self, value):
-        coordinate = value - self.origin
+        coordinate = as_one(value - self.origin)  # small beside both, and is added to
         noise = self.noise(coordinate)
         return noise, self.log_density(coordinate) - normal_logpdf(noise)

@@ -27,6 +27,7 @@ from pytensor.tensor.variable import TensorVariable
 from scipy import special
 
 __all__ = [
+    "as_one",
     "log_mills",
     "log_ndtr",
     "ndtri_exp",
@@ -59,21 +60,32 @@ class NdtriExp(PyTensorNdtriExp):
     """PyTensor's ``ndtri_exp`` with a JAX implementation that does not underflow."""
 
 
-class StopGradient(UnaryScalarOp):
-    """The identity, constant under differentiation by PyTensor and by JAX alike.
+class AsOne(UnaryScalarOp):
+    """The identity, which is kept when a graph is rewritten.
 
-    PyTensor's own ``disconnected_grad``, like every view and every identity, is dropped when a
-    graph is rewritten, and JAX then differentiates what was meant to be held fixed.
+    PyTensor gathers sums: ``(x - m) + s`` becomes ``(x + s) - m``, which loses the digits of a
+    small difference.
     """
 
     def impl(self, x):
         return x
 
     def pullback(self, inputs, outputs, gradients):
-        return [inputs[0].zeros_like()]
+        return gradients
 
     def c_code(self, node, name, inputs, outputs, sub):
         return f"{outputs[0]} = {inputs[0]};"
+
+
+class StopGradient(AsOne):
+    """The identity, constant under differentiation by PyTensor and by JAX alike.
+
+    PyTensor's own ``disconnected_grad``, like every view and every identity, is dropped when a
+    graph is rewritten, and JAX then differentiates what was meant to be held fixed.
+    """
+
+    def pullback(self, inputs, outputs, gradients):
+        return [inputs[0].zeros_like()]
 
 
 @jax.custom_jvp
@@ -158,8 +170,13 @@ def _jax_funcify_stop_gradient(op, **kwargs):
     return jax.lax.stop_gradient
 
 
-@register_scalar_funcify(StopGradient)
-def _numba_stop_gradient(op, **kwargs):
+@jax_funcify.register(AsOne)
+def _jax_funcify_as_one(op, **kwargs):
+    return lambda x: x
+
+
+@register_scalar_funcify(AsOne)
+def _numba_identity(op, **kwargs):
     @numba_njit
     def identity(x):
         return x
@@ -169,6 +186,7 @@ def _numba_stop_gradient(op, **kwargs):
 
 _log_ndtr = Elemwise(LogNdtr(upgrade_to_float_no_complex, name="log_ndtr"))
 _ndtri_exp = Elemwise(NdtriExp(upgrade_to_float_no_complex, name="ndtri_exp"))
+_as_one = Elemwise(AsOne(same_out, name="as_one"))
 _stop_gradient = Elemwise(StopGradient(same_out, name="stop_gradient"))
 
 
@@ -189,6 +207,11 @@ def log_mills(x: TensorVariable) -> TensorVariable:
     series = -0.5 * pt.log(2 * np.pi / w) + pt.log1p(-w * (1 - 3 * w * (1 - 5 * w)))
     near = pt.where(far, 0.0, x)
     return pt.where(far, series, log_ndtr(near) + near**2 / 2)
+
+
+def as_one(x: TensorVariable) -> TensorVariable:
+    """Keep a difference from being taken apart when the graph is rewritten for JAX."""
+    return cast(TensorVariable, _as_one(x))
 
 
 def stop_gradient(x: TensorVariable) -> TensorVariable:
