@@ -238,7 +238,9 @@ def _climb(
 ) -> _Batch:
     """Steps from a batch of finite scores, as far as they lead."""
     trust, reach, pool, settled = FIRST_TRUST, REACH * FIRST_TRUST, [now], 0
-    first, most = n_draws, min(MAX_POOLED, max(MAX_POOLED_DRAWS // n_draws, 2))
+    most = min(MAX_POOLED, max(MAX_POOLED_DRAWS // n_draws, 2))
+    most_draws = now.normal.most_draws
+    grows = n_draws < most_draws
     near = NEAR * np.sqrt(now.points.shape[1])
     # scores may be so large that their squares are not finite: then this is the end of the way
     with np.errstate(all="ignore"), suppress(np.linalg.LinAlgError, ValueError):
@@ -258,15 +260,15 @@ def _climb(
                     step = _regress(now.normal, pool)
                 continue
             settled = settled + 1 if gain < 2 * se + RISE else 0
-            if settled >= SETTLED and n_draws < now.normal.most_draws:
-                n_draws, settled = min(2 * n_draws, now.normal.most_draws), 0
+            if settled >= SETTLED and n_draws < most_draws:
+                n_draws, settled = min(2 * n_draws, most_draws), 0
             # close by, the scores at draws from the normals before are as linear
-            moving = MOVING_POOL * (new.sd < near and now.normal.most_draws == first)
+            moving = MOVING_POOL * (new.sd < near and not grows)
             kept = most if settled else moving
             pool = [*pool[len(pool) - min(kept, len(pool)) :], new]
             now, trust, reach = new, min(1.5 * trust, MAX_TRUST), GROWTH_OF_REACH * reach
             out_of_reach = now.elbo + (n_batches - i) * max(gain, 0.0) < to_beat
-            enough = most if n_draws == first else SETTLED
+            enough = SETTLED if grows else most
             if settled >= enough or (i > FEWEST_BATCHES and out_of_reach):
                 break
             step = _regress(now.normal, pool)
