@@ -77,6 +77,14 @@ LAYERS = {
     "Parallel": lambda: emf.Parallel([masked(2), emf.LowerTriangular(3)], [2, 3]),
 }
 
+#: Layers that others are with something more, for the slow session.
+PARTS = (
+    "Affine",
+    "LowerTriangular",
+    "MaskedAutoregressive one hidden",
+    "Subset of an affine layer",
+)
+
 #: Those with a frame.
 FRAMED = ["Affine framed", "LowRank", "LowerTriangular framed", "ConditionalAffine"]
 

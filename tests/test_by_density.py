@@ -186,7 +186,7 @@ SLOW = (
 ALIKE = ("InverseGamma", "SkewStudentT", "Wald")
 
 
-@parametrize(FAMILIES, slow=(*SLOW, *ALIKE))
+@parametrize(FAMILIES, slow=(*SLOW, *ALIKE, "Moyal"))  # which is a Gamma, too
 @few
 @given(data=hs.data())
 def test_ungated_layer_is_the_prior(name, data):
@@ -298,7 +298,7 @@ def test_log_det_is_the_prior_density(name):
     np.testing.assert_allclose(actual[kept], expected[kept], rtol=1e-6, atol=1e-6)
 
 
-@parametrize(["Gamma", "SkewStudentT", "Moyal", "CustomDist"], slow=(*SLOW, *ALIKE))
+@parametrize(["Gamma", "SkewStudentT", "Moyal", "CustomDist"], quick=["Gamma"])
 def test_parameter_derivatives(name):
     """Derivatives in every parameter agree with finite differences, forward and inverse."""
     family, compiled = FAMILIES[name], functions(name)

@@ -35,7 +35,7 @@ def conjugate(scale=2.0):
     return model
 
 
-def calibrate(model=None, simulations=60, **options):
+def calibrate(model=None, simulations=30, **options):
     given = {"n": 300, "draws": 99, "layers": "full_rank", "random_seed": 2} | options
     return emf.calibrate(model or conjugate(), simulations, progressbar=False, **given)
 
@@ -47,10 +47,10 @@ def calibrated():
 
 def test_ranks_of_exact_fits(calibrated):
     found = calibrated
-    assert dict(found.ranks.sizes) == {"simulation": 60, "group": 2}
+    assert dict(found.ranks.sizes) == {"simulation": 30, "group": 2}
     assert found.ranks["mu"].coords["group"].values.tolist() == ["a", "b"]
     assert set(found.ranks.data_vars) == {"mu", "rate"}
-    assert found.pareto_k.shape == (60,)
+    assert found.pareto_k.shape == (30,)
     for ranks in found.ranks.data_vars.values():
         assert ranks.min() >= 0
         assert ranks.max() <= 99

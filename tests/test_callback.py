@@ -84,7 +84,7 @@ def twins():
     """Fits of the model with the operation, and of the one without."""
     options = {"random_seed": 1, "layers": "affine", **quiet}
     return [
-        emf.fit(300, model=model, **options)
+        emf.fit(100, model=model, **options)
         for model in (own(), decay(lambda rate: pt.exp(-rate * TIMES)))
     ]
 

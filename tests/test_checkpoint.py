@@ -108,6 +108,7 @@ def test_resumed_is_uninterrupted(whole, path):
     np.testing.assert_equal(snapshot(again), whole[0])
 
 
+@pytest.mark.slow  # what is refined after a resumed fit is the same in the test above
 def test_resumed_refinement(whole, path, tmp_path):
     def script(**options):
         """What a user runs again after it was killed."""

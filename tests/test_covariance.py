@@ -66,7 +66,7 @@ PARAMETRIC = {
 }
 
 
-@pytest.mark.parametrize("name", PARAMETRIC)
+@parametrize(PARAMETRIC, quick=["LKJCorr", "Wishart"])  # a Cholesky factor has one of LKJCorr
 def test_parameter_gradients(name, simple):
     parametric(*PARAMETRIC[name]).check_parameter_gradients()
 

@@ -373,7 +373,7 @@ def test_files_that_are_refused(fitted, tmp_path):
     content = path.read_bytes()
 
     rng = np.random.default_rng(0)
-    for i in range(30):
+    for i in range(10):
         damaged = bytearray(content)
         if i % 3:
             damaged[rng.integers(len(content))] ^= 1 << int(rng.integers(8))

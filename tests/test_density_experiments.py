@@ -91,11 +91,20 @@ def perturbed(table, method, data):
     return flow
 
 
+QUICK_CASES = [(1, "8 gaussians", "MAF"), (2, "IRIS", "GEMF-M"), (3, "Brownian", "GEMF-T(s)")]
+
+
 @pytest.mark.parametrize(
     ("table", "name", "method"),
-    [(1, "8 gaussians", m) for m in ARCHITECTURES[1]]
-    + [(2, "IRIS", m) for m in ("GEMF-T", "GEMF-M")]
-    + [(3, "Brownian", m) for m in ("GEMF-T(s)", "B-MAF")],
+    # one of each table, and all others in the slow session
+    [
+        pytest.param(*case, marks=[] if case in QUICK_CASES else [pytest.mark.slow])
+        for case in (
+            *((1, "8 gaussians", m) for m in ARCHITECTURES[1]),
+            *((2, "IRIS", m) for m in ("GEMF-T", "GEMF-M")),
+            *((3, "Brownian", m) for m in ("GEMF-T(s)", "B-MAF")),
+        )
+    ],
 )
 def test_inverse_of_forward(table, name, method):
     data = DATA[name]

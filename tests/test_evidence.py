@@ -7,6 +7,7 @@ from case_studies import evidence
 from case_studies.evidence import log_evidence, particle_filter, tree
 from case_studies.problems import load, names
 from case_studies.simulation import simulate
+from tests.helpers import parametrize
 
 EXACT = [(name, seed) for name, seed in names() if not name.startswith("LZ")]
 
@@ -20,7 +21,7 @@ def test_exact(name, seed):
     assert abs(found + problem.neg_log_evidence) < 1e-8
 
 
-@pytest.mark.parametrize("name", ["LZB-r", "LZS-c"])
+@parametrize(["LZB-r", "LZS-c"], slow=["LZS-c"])  # the same filter, twice as long
 def test_particle_filter(name, monkeypatch):
     monkeypatch.setattr(evidence, "PARTICLES", 20_000)
     problem = load(name)
@@ -54,7 +55,7 @@ def test_density_of_a_root_integrates_to_one(sigmas):
     assert abs(total - 1) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["BRB-c", "VDB-r", "Tanh-4"])
+@parametrize(["BRB-c", "VDB-r", "Tanh-4"], slow=["Tanh-4"])  # whose evidence is a long sum
 def test_simulated_data(name, monkeypatch):
     monkeypatch.setattr(evidence, "PARTICLES", 1000)
     problem, again, other = simulate(name, 1), simulate(name, 1), simulate(name, 2)

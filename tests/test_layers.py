@@ -21,6 +21,7 @@ from tests.helpers import UNREWRITTEN, Functions, parametrize
 from tests.layer_examples import (
     FRAMED,
     LAYERS,
+    PARTS,
     SIZE,
     cholesky,
     low_rank_spread,
@@ -29,7 +30,7 @@ from tests.layer_examples import (
 )
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@parametrize(LAYERS, slow=PARTS)
 def test_laws(name):
     layer = LAYERS[name]()
     perturb(layer)
@@ -55,7 +56,7 @@ def check_backends(name, mode):
             np.testing.assert_allclose(actual, expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@parametrize(LAYERS, slow=PARTS)
 def test_backends_agree(name):
     check_backends(name, UNREWRITTEN)
 

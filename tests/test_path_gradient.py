@@ -15,7 +15,8 @@ from pymc_emf.layers import StructuredLayer, base
 from pymc_emf.layers.flow import Flow
 from pymc_emf.layers.presets import Shape, make_layers
 from pymc_emf.variational.objective import Objective
-from tests.layer_examples import LAYERS, SIZE, perturb
+from tests.helpers import parametrize
+from tests.layer_examples import LAYERS, PARTS, SIZE, perturb
 
 DATA = np.array([0.5, -1.0, 2.0, 0.3])
 
@@ -30,7 +31,7 @@ def make(name):
     return [perturb(layer, scale=0.3) for layer in make_layers(name, Shape(SIZE), rng)]
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@parametrize(LAYERS, slow=PARTS)
 def test_score_is_the_gradient_of_the_density_of_the_image(name, monkeypatch):
     monkeypatch.setattr(base, "SCORE_TOLERANCE", 1e-10)
     layer = perturb(LAYERS[name](), scale=0.3)

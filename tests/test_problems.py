@@ -79,7 +79,17 @@ CASES = [(name, seed, {}) for name, seed in problems.names() if seed == 0] + [
 ]
 
 
-@pytest.mark.parametrize(("name", "seed", "options"), CASES, ids=str)
+#: Ninety variables in a Python loop, of which two of the four models are enough.
+LONG = ("LZS-r", "LZB-c")
+
+
+@pytest.mark.parametrize(
+    ("name", "seed", "options"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] if case[0] in LONG else [], id=str(case))
+        for case in CASES
+    ],
+)
 def test_log_density(name, seed, options):
     problem = load(name, seed, **options)
     model = problem.model

@@ -24,7 +24,8 @@ def test_density_is_the_prior(name):
     Family(DISTS[name]()).check_prior(jacobian=False)
 
 
-@pytest.mark.parametrize("name", ["StickBreakingWeights", "StickBreakingWeights batch"])
+# a batch is compiled in the laws
+@parametrize(["StickBreakingWeights", "StickBreakingWeights batch"], quick=["StickBreakingWeights"])
 def test_ungated_bijection_is_the_prior(name):
     Family(DISTS[name]()).check_prior()
 
@@ -75,7 +76,7 @@ PARAMETRIC = {
 }
 
 
-@pytest.mark.parametrize("name", PARAMETRIC)
+@parametrize(PARAMETRIC, quick=["Dirichlet"])  # StickBreakingWeights have a part of it
 def test_parameter_gradients(name, monkeypatch):
     monkeypatch.setattr(simplex, "beta_logit", simple_quantile)
     parametric(*PARAMETRIC[name]).check_parameter_gradients()

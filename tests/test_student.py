@@ -30,7 +30,7 @@ def test_density_is_the_prior(name):
     Family(DISTS[name]()).check_prior(jacobian=False)
 
 
-@pytest.mark.parametrize("name", DISTS)
+@parametrize(DISTS, slow=["one"])  # which the batch has
 def test_laws(name, monkeypatch):
     monkeypatch.setattr(student, "student_t", simple_quantile)
     family = Family(DISTS[name]())

@@ -41,6 +41,7 @@ def test_eight_schools_any_seed(fit_seed):
     check_eight_schools(fit_seed)
 
 
+@pytest.mark.slow  # the start is exact, as that of test_fit.py
 def test_linear_gaussian_chain():
     _, gap = fit_and_gap("BRS-r", 0, 0, steps=1000)
     assert gap <= 0.001

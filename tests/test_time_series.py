@@ -81,12 +81,22 @@ def family(name):
     return Family(DISTS[name]())
 
 
-@pytest.mark.parametrize("name", DISTS)
+#: What an axis of batches, another order or other innovations change, which are tested elsewhere.
+VARIANTS = (
+    "GaussianRandomWalk batch",
+    "AR1",
+    "AR3 Laplace",
+    "GARCH11 batch",
+    "EulerMaruyama batch",
+)
+
+
+@parametrize(DISTS, slow=VARIANTS)
 def test_ungated_bijection_is_the_prior(name):
     family(name).check_prior()
 
 
-@pytest.mark.parametrize("name", DISTS)
+@parametrize(DISTS, slow=VARIANTS)
 def test_gated_bijection(name):
     family(name).check_gated()
 

@@ -128,6 +128,7 @@ def funnel():
     return model
 
 
+@pytest.mark.slow  # the default layers, for which `test_targets` asks more
 def test_funnel_without_divergences():
     """NUTS on the model itself diverges here."""
     approx = emf.fit(300, model=funnel(), random_seed=1, progressbar=False)
