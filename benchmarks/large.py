@@ -435,7 +435,8 @@ def _apart(name: str, method: str, seed: int, limit: float) -> dict:
     if done.returncode:
         return record | {"error": done.stderr.strip().splitlines()[-1][:200]}
     lines = done.stderr.splitlines()
-    warned = [line for line in lines if "Verdict on the fit. " in line]
+    said = "Verdict on the fit. "
+    warned = [line for line in lines if said in line and f"{said}Use it: " not in line]
     return json.loads(done.stdout.splitlines()[-1]) | {"warned": warned[:1]}
 
 

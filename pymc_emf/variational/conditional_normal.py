@@ -107,6 +107,10 @@ class ConditionalNormal:
         return max(self.n_draws, min(MANY_DRAWS, MANY_NUMBERS // self.order.size))
 
     @property
+    def needs_new_draws(self) -> bool:
+        return self.common_next
+
+    @property
     def n_coefficients(self) -> int:
         order = self.order
         n_products = (1 + order.neighbours.shape[1]) * (1 + order.n_steering)

@@ -13,8 +13,8 @@ given :math:`\theta` of
 
 .. math:: G + (G - \nabla m)(\ell - m) + (G - \nabla m)((\ell - m)^2 - v)/2
 
-with G the gap between the score and that of the approximation. The part of it that is linear in
-the noise makes the correction a normal one.
+with G the gap between the score and that of the approximation. The correction is the normal
+nearest to what this makes of the noise, as far as its linear and squared parts tell.
 
 The expansion is that by which Laplace approximations of marginals are corrected (e.g. Rue,
 Martino, Chopin, JRSS B 2009), with draws in the place of derivatives.
@@ -42,6 +42,8 @@ MAX_VARIANCE, MAX_SKEWNESS, TINY = 4.0, 1.0, 1e-6
 FARTHEST = 3.0
 #: Factor by which a precision is corrected at most, and the longest way of a mean.
 MAX_FACTOR, MAX_WAY = 4.0, 2.0
+#: Rounds in which mean and covariance settle.
+ROUNDS = 20
 
 
 def common_places(objective: Objective) -> np.ndarray:
@@ -128,27 +130,53 @@ def moments_of_common(
         return None
     noise = np.clip(noise.astype(float), -FARTHEST, FARTHEST)
     first, second = np.triu_indices(size)
-    linear = np.column_stack([np.ones(n), noise])
-    squares = np.column_stack([linear, noise[:, first] * noise[:, second]])
+    squares = np.column_stack([np.ones(n), noise, noise[:, first] * noise[:, second]])
     if len(squares.T) > MOST_COLUMNS * n:
         return None
     _, rest = _regressed(squares, log_weights.astype(float)[:, None])
     variance, skewness = rest.var(), (rest**3).mean()
     if variance > MAX_VARIANCE or abs(skewness) > MAX_SKEWNESS * max(variance, TINY) ** 1.5:
         return None
-    slopes, of_gap = _regressed(linear, gap.astype(float))
+    slopes, of_gap = _regressed(squares, gap.astype(float))
     excess = rest**2 - squares @ _fit(squares, rest**2)
     of_others = of_gap * (rest + excess / 2)
-    slopes = slopes + _fit(linear, of_others)
+    slopes = slopes + _fit(squares, of_others)
     se = (of_gap + of_others).std(axis=0).max() / np.sqrt(n)
-    precisions, axes = np.linalg.eigh(np.eye(size) - (slopes[1:] + slopes[1:].T) / 2)
-    if not (precisions.min() > 1 / MAX_FACTOR and precisions.max() < MAX_FACTOR):
-        return None
-    covariance = (axes / precisions) @ axes.T
-    mean = covariance @ slopes[0]
-    if not np.abs(mean).max() < MAX_WAY:
-        return None
-    return Moments(mean, np.linalg.cholesky(covariance), float(se))
+    squared = np.zeros((size, size, size))
+    squared[first, second] = squared[second, first] = slopes[1 + size :] / 2
+    squared[np.diag_indices(size)] *= 2
+    normal = _best_normal(slopes[0], slopes[1 : 1 + size], squared)
+    return None if normal is None else Moments(*normal, float(se))
+
+
+def _best_normal(
+    constant: np.ndarray, linear: np.ndarray, squared: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Mean and Cholesky factor of the normal nearest to the density of corrected noise.
+
+    The derivative of the log of what corrects it is, in element j, ``constant[j] + z @
+    linear[:, j] + z @ squared[..., j] @ z``. Under that normal it is the noise, on average, and
+    its slope, on average, what the precision lacks to one.
+
+    Returns
+    -------
+    (ndarray, ndarray) or None
+        None if that is too far from the noise as it is.
+    """
+    one = np.eye(len(constant))
+    mean = np.zeros(len(constant))
+    for _ in range(ROUNDS):
+        slope = linear + 2 * np.einsum("ikj,k->ij", squared, mean)
+        precisions, axes = np.linalg.eigh(one - (slope + slope.T) / 2)
+        if not (precisions.min() > 1 / MAX_FACTOR and precisions.max() < MAX_FACTOR):
+            return None
+        covariance = (axes / precisions) @ axes.T
+        squares = covariance + np.outer(mean, mean)
+        derivative = constant + mean @ linear + np.einsum("ikj,ik->j", squared, squares)
+        mean = mean + covariance @ (derivative - mean)
+        if not np.abs(mean).max() < MAX_WAY:
+            return None
+    return mean, np.linalg.cholesky(covariance)
 
 
 def _front(objective: Objective) -> tuple[Subset, LowerTriangular] | None:

@@ -75,6 +75,10 @@ class Family(Protocol):
         """Draws of a batch once the ELBO has stopped rising."""
 
     @property
+    def needs_new_draws(self) -> bool:
+        """Whether draws from the normals before tell nothing."""
+
+    @property
     def n_coefficients(self) -> int:
         """Elements on which each score is regressed together."""
 
@@ -129,6 +133,10 @@ class Normal(NamedTuple):
     @property
     def most_draws(self) -> int:
         return self.n_draws  # several batches are pooled
+
+    @property
+    def needs_new_draws(self) -> bool:
+        return False
 
     @property
     def n_coefficients(self) -> int:
@@ -263,8 +271,7 @@ def _climb(
             if settled >= SETTLED and n_draws < most_draws:
                 n_draws, settled = min(2 * n_draws, most_draws), 0
             # close by, the scores at draws from the normals before are as linear
-            moving = MOVING_POOL * (new.sd < near and not grows)
-            kept = most if settled else moving
+            kept = most if settled else MOVING_POOL * (new.sd < near)
             pool = [*pool[len(pool) - min(kept, len(pool)) :], new]
             now, trust, reach = new, min(1.5 * trust, MAX_TRUST), GROWTH_OF_REACH * reach
             out_of_reach = now.elbo + (n_batches - i) * max(gain, 0.0) < to_beat
@@ -282,6 +289,8 @@ def _n_batches(n_draws: int, size: int, n_coefficients: int) -> int:
 
 
 def _regress(normal: Family, pool: list[_Batch]) -> Move:
+    if normal.needs_new_draws:
+        pool = pool[-1:]
     points = np.concatenate([batch.points for batch in pool])
     return normal.regress(points, np.concatenate([batch.scores for batch in pool]))
 
