@@ -11,6 +11,8 @@ __all__ = ["correction_in_doubt", "gain_at_the_end", "moments_in_doubt", "scores
 #: Correction of a mean, in standard deviations, or of a standard deviation that is worth a
 #: warning, and the number of standard errors that it must exceed.
 MAX_CORRECTION, N_SE = 0.1, 4.0
+#: Of common elements, which are few.
+N_SE_OF_COMMON = 3.0
 #: Rise of the ELBO over the last fifth of the steps that is worth a warning, in nats and in
 #: standard errors.
 MIN_GAIN, N_SE_OF_GAIN = 0.1, 3.0
@@ -73,7 +75,7 @@ def correction_in_doubt(moments: Moments) -> tuple[int, str] | None:
     ratio = np.sqrt((moments.factor**2).sum(axis=1))
     sizes = np.array([np.abs(moments.loc), np.abs(ratio - 1)])
     which, element = np.unravel_index(sizes.argmax(), sizes.shape)
-    if sizes[which, element] < max(MAX_CORRECTION, N_SE * moments.se):
+    if sizes[which, element] < max(MAX_CORRECTION, N_SE_OF_COMMON * moments.se):
         return None
     if which == 0:
         move = f"shift its mean by {moments.loc[element]:+.2f} standard deviations"
