@@ -158,7 +158,10 @@ class TestErrors:
         ("options", "advice"),
         [
             ({}, r"\(obj_optimizer=optax.adam\(1e-3\)\)"),
-            ({"obj_optimizer": optax.adam(0.05)}, "rate of obj_optimizer"),
+            pytest.param(
+                *({"obj_optimizer": optax.adam(0.05)}, "rate of obj_optimizer"),
+                marks=pytest.mark.slow,  # another compiled loop for another sentence
+            ),
             ({"backend": "numba"}, r"\(obj_optimizer=pm.adam\(learning_rate=1e-3\)\)"),
         ],
     )

@@ -112,7 +112,14 @@ SLOW = [
 ]
 
 
-@pytest.mark.parametrize("make", MODELS)
+# a series in every datum is fitted in the slow session
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, marks=[pytest.mark.slow] if make is first_passage else [])
+        for make in MODELS
+    ],
+)
 def test_where_the_density_is_finite_so_is_the_gradient(make):
     """At draws far beyond the prior's, too; no variable is then to blame for another's NaN."""
     target = Target(StructuredLayer(Program(make())))
