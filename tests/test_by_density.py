@@ -381,7 +381,7 @@ def _elementwise_sites():
     }
 
 
-@pytest.mark.parametrize("name", _elementwise_sites())
+@parametrize(_elementwise_sites(), slow=["gated density"])  # as `test_gated`
 def test_either_direction_returns_its_own_derivatives(name):
     site, event = _elementwise_sites()[name], pt.dvector("event")
     at = np.array([-1.2, -0.1, 0.4])

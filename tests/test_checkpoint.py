@@ -127,13 +127,16 @@ def test_resumed_refinement(whole, path, tmp_path):
         fit(tmp_path / "refined", n=200)
 
 
-def test_interrupted_and_stopped(whole, tmp_path):
+def test_interrupted(whole, tmp_path):
     path = tmp_path / "interrupted"
     # more often than it is written, since nothing should be lost that need not be
     approx = fit(path, checkpoint_every=1000, callbacks=[dies_after(200, KeyboardInterrupt)])
     assert approx.stopping == ("interrupted", 200)
     np.testing.assert_equal(snapshot(fit(path)), whole[0])
 
+
+@pytest.mark.slow  # written as an interrupted fit is
+def test_stopped(tmp_path):
     path = tmp_path / "stopped"
     first = snapshot(fit(path, callbacks=[dies_after(200, StopIteration)]))
     assert first["stopping"] == ("callback", 200)

@@ -280,7 +280,8 @@ def test_a_poor_fit_warns(caplog):
     assert "Pareto k-hat is" in caplog.text
     assert approx.objective.program.element_name(3) == "x[3]"
     caplog.clear()
-    approx = emf.fit(500, model=model, random_seed=0, progressbar=False)  # the prior itself
+    options = {"layers": "affine", "random_seed": 0, "progressbar": False}
+    approx = emf.fit(500, model=model, **options)  # the prior itself
     assert approx.pareto_k < 0.7
     assert not caplog.records
 

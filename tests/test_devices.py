@@ -26,9 +26,9 @@ with pm.Model() as model:
 
 
 def parameters(devices):
-    method = emf.EMFApprox(model, layers="full_rank", random_seed=1)
+    method = emf.EMFApprox(model, layers="affine", random_seed=1)
     quiet = dict(obj_n_mc=8, progressbar=False, devices=devices)
-    approx = method.fit(150, **quiet)
+    approx = method.fit(100, **quiet)
     method.refine(50, **quiet)  # runs the same compiled loop
     values = [p.get_value() for p in approx.objective.parameters]
     return np.concatenate([v.ravel() for v in values]), approx.hist, approx.objective

@@ -371,7 +371,7 @@ class TestFit:
             pm.set_data(
                 {"x": X[:9], "group_of": GROUP[:9], "y_data": Y[:9]}, coords={"row": range(9)}
             )
-        given = fit(model, 1, warm_start=False).sample(5, random_seed=1)
+        given = emf.EMFApprox(model, layers="affine").approx.sample(5, random_seed=1)
         assert_array_equal(given.observed_data["y"], Y[:9])
         assert_array_equal(given.constant_data["row"], np.arange(9))
 

@@ -45,7 +45,7 @@ with pm.Model() as model:
     mu = pm.Normal("mu", 0.0, 2.0)
     pm.Normal("y", mu, sigma, observed=np.array([1.0, 2.0, 3.0], dtype="float32"))
 with model:
-    method = emf.EMFApprox(random_seed=1)
+    method = emf.EMFApprox(layers=LAYERS, random_seed=1)
     approx = pm.fit(500, method=method, progressbar=False, **backend)
 idata = approx.sample(2000, random_seed=1)
 assert idata.posterior["mu"].dtype == np.float32
@@ -85,6 +85,10 @@ assert abs(float(approx.sample(1000, random_seed=1).posterior["x"].mean()) - 0.8
 """
 
 
+def fit_of(backend, layers):
+    return FIT.replace("BACKEND", BACKENDS[backend]).replace("LAYERS", repr(layers))
+
+
 def run(script):
     flags = os.environ.get("PYTENSOR_FLAGS", "")
     environment = os.environ | {"PYTENSOR_FLAGS": f"{flags},floatX=float32".lstrip(",")}
@@ -95,7 +99,7 @@ def run(script):
 
 
 def test_single_precision():
-    run(FAMILIES.replace("FAMILIES", FEW) + FIT.replace("BACKEND", BACKENDS["JAX"]) + CALLED)
+    run(FAMILIES.replace("FAMILIES", FEW) + fit_of("JAX", "full_rank") + CALLED)
 
 
 # each family is compiled twice, in seconds if its quantile is closed and in a minute if not
@@ -105,9 +109,9 @@ def test_quantiles(families):
     run(FAMILIES.replace("FAMILIES", families))
 
 
-@pytest.mark.slow  # numba compiles for half a minute
-def test_numba():
-    run(
-        "import numpy as np\nimport pymc as pm\nimport pymc_emf as emf"
-        + FIT.replace("BACKEND", BACKENDS["numba"])
-    )
+# networks, which are in single precision anyway, and numba take half a minute to compile
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_default_layers(backend):
+    imports = "import numpy as np\nimport pymc as pm\nimport pymc_emf as emf\n"
+    run(imports + fit_of(backend, "iaf"))

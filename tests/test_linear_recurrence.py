@@ -24,7 +24,8 @@ def test_linear_recurrence(order, length):
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 9, 10, 35])
-@pytest.mark.parametrize("rest", [(), (2,)])
+# a batch is in the AR families of test_time_series.py, too
+@pytest.mark.parametrize("rest", [(), pytest.param((2,), marks=pytest.mark.slow)])
 def test_by_blocks(length, rest, monkeypatch):
     rng = np.random.default_rng(length)
     shapes = (length, *rest), (1, *rest), (length, *rest)

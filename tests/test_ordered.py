@@ -5,6 +5,7 @@ from functools import cache
 import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
+import pytest
 
 from pymc.distributions import transforms as tr
 from scipy.special import gammaln
@@ -69,6 +70,7 @@ def test_laws(name):
     np.testing.assert_allclose(norm.logpdf(noise).sum() - log_det, expected, rtol=1e-7)
 
 
+@pytest.mark.slow  # a search in a search; of the map itself the laws are tested above
 def test_gated():
     name = "Normal"
     compiled = functions(name, True)
@@ -94,8 +96,5 @@ def test_order_statistics():
 
 
 def test_backends_agree():
-    compiled = functions("Normal", True)
-    rng = np.random.default_rng(4)
-    compiled.check_backends(
-        [0.7, rng.uniform(size=compiled.shape)], rng.normal(size=compiled.shape)
-    )
+    compiled = functions("Normal", False)
+    compiled.check_backends([0.7], np.random.default_rng(4).normal(size=compiled.shape))

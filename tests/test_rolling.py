@@ -260,6 +260,7 @@ SLOW = (
     gated_quantiles,
     tree,
     alternating,
+    mixed,
 )
 
 

@@ -112,7 +112,7 @@ SLOW = [
 ]
 
 
-# a series in every datum, whose curvature is compiled below
+# a series in every datum is fitted in the slow session
 @pytest.mark.parametrize(
     "make",
     [
@@ -132,10 +132,8 @@ def test_where_the_density_is_finite_so_is_the_gradient(make):
     assert all(np.isfinite(slope[finite]).all() for slope in scored.slopes)
 
 
-# two tails to differentiate three times, whose gradient is compiled above
-@pytest.mark.parametrize(
-    "make", [first_passage, pytest.param(truncated_scales, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # compiles second derivatives, which test_tails.py has of the families
+@pytest.mark.parametrize("make", [truncated_scales, first_passage])
 def test_where_the_density_is_finite_so_is_the_curvature(make):
     target = Target(StructuredLayer(Program(make())))
     noise = np.random.default_rng(1).normal(size=(100, target.size))

@@ -96,7 +96,8 @@ def test_ungated_bijection_is_the_prior(name):
     family(name).check_prior()
 
 
-@parametrize(DISTS, slow=VARIANTS)
+# vectors are those of test_multivariate.py, and Laplace that of test_univariate.py
+@parametrize(DISTS, slow=(*VARIANTS, "MvGaussianRandomWalk", "RandomWalk Laplace"))
 def test_gated_bijection(name):
     family(name).check_gated()
 

@@ -208,7 +208,8 @@ def test_parameter_derivatives(name, data):
         )
 
 
-@KINDS
+# Python takes seconds to search a root
+@parametrize(FAMILIES, quick=["Normal", "Uniform"])
 def test_backends_agree(name):
     check_backends(name, UNREWRITTEN)
 

@@ -24,7 +24,8 @@ def check_moments(draws, mean, covariance):
     assert (np.abs(draws.std(0) / sd - 1) < 0.1).all()
 
 
-@pytest.mark.parametrize("prior", ["flat", "wide"])
+# a flat prior has no draws to start from, but the same search
+@pytest.mark.parametrize("prior", ["wide", pytest.param("flat", marks=pytest.mark.slow)])
 def test_unscaled_and_correlated_covariates(prior):
     """Coefficients of size 1e5 beside 1e-3, whose posterior is known."""
     rng = np.random.default_rng(0)
@@ -77,6 +78,7 @@ def walk():
     return model
 
 
+@pytest.mark.slow  # two fits of a walk; that the best candidate wins is tested below
 def test_never_worse_than_the_cold_start(walk):
     options = {"layers": "full_rank", "random_seed": 0} | quiet
     cold = emf.fit(1000, model=walk, warm_start=False, **options)
