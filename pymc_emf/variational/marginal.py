@@ -33,7 +33,7 @@ from pymc_emf.variational.objective import Objective, Values
 __all__ = ["MAX_VARIANCE", "Moments", "common_places", "correct_common", "moments_of_common"]
 
 #: Draws of one batch, and how many batches there may be until the means have this standard error.
-N_DRAWS, MAX_BATCHES, PRECISION = 2000, 5, 0.04
+N_DRAWS, MAX_BATCHES, PRECISION = 2000, 5, 0.06
 #: More common elements are left as they are, or if they are more than so many for each draw.
 MOST, MOST_COLUMNS = 24, 0.1
 #: The cumulants tell where log weights vary by no more, in nats squared, and resemble a normal.
