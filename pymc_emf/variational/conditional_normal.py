@@ -107,6 +107,10 @@ class ConditionalNormal:
         return max(self.n_draws, min(MANY_DRAWS, MANY_NUMBERS // self.order.size))
 
     @property
+    def n_turns(self) -> int:
+        return 2
+
+    @property
     def needs_new_draws(self) -> bool:
         return self.common_next
 

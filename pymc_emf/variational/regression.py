@@ -75,6 +75,10 @@ class Family(Protocol):
         """Draws of a batch once the ELBO has stopped rising."""
 
     @property
+    def n_turns(self) -> int:
+        """Batches until all of it has moved once."""
+
+    @property
     def needs_new_draws(self) -> bool:
         """Whether draws from the normals before tell nothing."""
 
@@ -133,6 +137,10 @@ class Normal(NamedTuple):
     @property
     def most_draws(self) -> int:
         return self.n_draws  # several batches are pooled
+
+    @property
+    def n_turns(self) -> int:
+        return 1
 
     @property
     def needs_new_draws(self) -> bool:
@@ -231,7 +239,7 @@ def regress_scores(
         scale /= 10
     else:  # it varies however close the draws are, by rounding
         return Regressed(now.normal, -np.inf, np.inf)
-    n_batches = _n_batches(n_draws, size, normal.n_coefficients)
+    n_batches = normal.n_turns * _n_batches(n_draws, size, normal.n_coefficients)
     best = _climb(score, now, n_draws, n_batches, rng, to_beat)
     return Regressed(best.normal, best.elbo, best.sd)
 
