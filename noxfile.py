@@ -100,11 +100,12 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation, then run the code in its pages and in the docstrings."""
+    """Build the documentation, its notebook too, then run the code in pages and docstrings."""
     sync(session, "--group=docs", "--group=test")
     build = ("sphinx-build", "-W", "--keep-going", "-q")
     session.run(*build, "-b", "html", "docs", "docs/_build/html")
-    session.run(*build, "-b", "doctest", "docs", "docs/_build/doctest")
+    once = ("-D", "nb_execution_mode=off")  # the notebook has run
+    session.run(*build, *once, "-b", "doctest", "docs", "docs/_build/doctest")
     session.run("pytest", "--doctest-modules", "pymc_emf")
 
 

@@ -1,9 +1,8 @@
 """What a fit says of itself at its end."""
 
+import json
 import logging
 import re
-
-from dataclasses import replace
 
 import arviz as az
 import numpy as np
@@ -19,12 +18,9 @@ from scipy.stats import multivariate_normal, norm
 import pymc_emf as emf
 
 from benchmarks.large import intercepts
-from pymc_emf.variational.check import (
-    MANY_ELEMENTS,
-    moments_in_doubt,
-    scores_in_doubt,
-    warn_if_poor,
-)
+from pymc_emf.engine.stopping import Stopping
+from pymc_emf.variational.check import Checked, report, still_gaining
+from pymc_emf.variational.doubt import moments_in_doubt, scores_in_doubt
 from pymc_emf.variational.importance import (
     MIN_DRAWS,
     average,
@@ -34,6 +30,7 @@ from pymc_emf.variational.importance import (
     smooth,
     standard_deviation,
 )
+from pymc_emf.variational.verdict import MANY_ELEMENTS, Verdict
 
 
 def test_pareto_k_of_known_tails():
@@ -156,43 +153,73 @@ def test_moments_of_values_without_bound():
 
 
 @pytest.mark.parametrize(
-    ("k", "losses", "words"),
+    ("losses", "gain"),
     [
-        (0.5, np.zeros(1000), None),
-        (0.5, np.linspace(1000, 0, 1000), "has not converged: the ELBO rose by 2e.02 nats"),
-        (0.5, np.linspace(0.4, 0, 1000), None),  # less than a tenth of a nat
-        (0.5, np.random.default_rng(0).normal(size=1000), None),
-        (0.5, np.array([3.0]), None),
-        (0.5, 1e200 * np.random.default_rng(0).normal(size=1000), None),
-        (0.95, np.zeros(1000), "Pareto k-hat is 0.95, above 0.7"),
-        (np.nan, np.zeros(1000), "not all finite"),
-        (-np.inf, np.zeros(1000), None),
+        (np.zeros(1000), 0.0),
+        (np.linspace(1000, 0, 1000), 200.0),
+        (np.linspace(0.4, 0, 1000), 0.0),  # less than a tenth of a nat
+        (np.random.default_rng(0).normal(size=1000), 0.0),
+        (np.array([3.0]), 0.0),
+        (1e200 * np.random.default_rng(0).normal(size=1000), 0.0),
     ],
 )
-def test_warnings(k, losses, words, caplog):
-    warn_if_poor(k, losses)
+def test_an_elbo_that_still_rises(losses, gain):
+    assert still_gaining(losses, Stopping("steps", 1000)) == pytest.approx(gain, abs=1.0)
+    assert still_gaining(losses, Stopping("converged", 1000)) == 0.0
+
+
+def weighed(**given):
+    """A verdict on weights that are as good as can be, but for what is given."""
+    good = {"pareto_k": 0.3, "elbo": -2.0, "log_evidence": -2.0, "ess": 990.0, "draws": 1000}
+    return Verdict(**good | given)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, None),
+        ({"pareto_k": -np.inf, "ess": 1000.0}, None),
+        ({"pareto_k": 0.8}, None),  # a heavy tail of weights that hardly vary
+        ({"pareto_k": 0.8, "ess": 700.0}, "Do not trust it: Pareto k-hat is 0.80, above 0.7"),
+        ({"ess": 700.0}, None),
+        ({"ess": 54.1, "elbo": -2.97}, "Resample it: its draws are worth 54 of 1,000 .* 0.97 nats"),
+        ({"gain": 0.97, "ess": 54.0}, "Fit longer: it has not converged, the ELBO rose by 0.97"),
+        ({"doubt": ("tau[1]", "weights say so")}, "approximation of tau.1. is off: weights say so"),
+        ({"missed": 15.0, "pareto_k": np.inf}, "Do not trust it: draws .* find more evidence"),
+        ({"pareto_k": np.nan, "outside": 1000}, "the log density of the model is not finite"),
+        (
+            {"pareto_k": np.nan, "outside": 20, "culprit": "trap"},
+            "Use it with care: .* log density of trap is not finite at 20 of 1,000",
+        ),
+        ({"pareto_k": np.nan, "outside": 1}, None),
+        ({"pareto_k": 0.9, "ess": np.nan, "draws": 0}, "k-hat is 0.90"),  # of an older file
+        ({"pareto_k": 0.9, "many": True, "ess": 3.0}, None),
+        ({"many": True, "doubt": ("tau", "scores say so")}, "Do not trust it: the approximation"),
+    ],
+)
+def test_one_verdict(given, words, caplog):
+    """The same in the warning and in what is asked for later."""
+    verdict = weighed(**given)
+    report(Checked([], verdict), np.zeros(1000), Stopping("steps", 1000), 1000)
+    assert Verdict.from_file(json.loads(json.dumps(verdict.to_file()))).sentence == verdict.sentence
+    assert verdict.is_good == (words is None)
     if words is None:
-        assert not caplog.records
+        assert verdict.sentence.startswith("Use it: ")
+        assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     else:
         (record,) = caplog.records
         assert record.levelno == logging.WARNING
+        assert verdict.sentence in record.getMessage()
         assert re.search(words, record.getMessage())
-
-
-def test_warning_of_moments(caplog):
-    warn_if_poor(0.1, np.zeros(1000), ("tau[1]", "weights would say so"))
-    assert "The approximation of tau[1] is off: weights would say so. Give" in caplog.text
 
 
 def test_k_hat_of_many_elements(caplog):
     """Whose small errors add up: no reason for a warning, but not passed over in silence."""
+    verdict = weighed(pareto_k=0.9, many=True, ess=3.0)
     with caplog.at_level(logging.INFO, logger="pymc_emf"):
-        warn_if_poor(0.9, np.zeros(1000), None, many=True)
-    (record,) = caplog.records
-    assert record.levelname == "INFO" and "do not resample by weights" in record.message
-    caplog.clear()
-    warn_if_poor(0.9, np.zeros(1000), ("tau", "too narrow"), many=True)
-    assert "The approximation of tau is off" in caplog.text
+        report(Checked([], verdict), np.zeros(1000), Stopping("steps", 1000), 1000)
+    record = caplog.records[-1]
+    assert record.levelname == "INFO" and "but do not resample" in record.message
 
 
 def test_scores_in_doubt():
@@ -288,7 +315,7 @@ def test_a_mode_that_was_missed(layers, caplog):
     start = {"x": np.array(-4.0), "y": np.array(-4.0)}
     poor = emf.fit(500, start=start, warm_start=False, **options)
     assert poor.pareto_k == np.inf
-    assert "has missed a mode" in caplog.text
+    assert "in a mode that it has missed" in caplog.text
     found = poor.diagnose(1000, random_seed=1)
     assert found.pareto_k == np.inf
     assert found.missed == pytest.approx(15.0, abs=1.5)
@@ -361,21 +388,6 @@ def test_diagnosis(rough):
     assert dataset.attrs["advice"] == found.advice
     with pytest.raises(ValueError, match="at least 30, got 29"):
         approx.diagnose(29)
-
-
-@pytest.mark.parametrize(
-    ("k", "words"),
-    [
-        (-np.inf, "Use it"),
-        (0.7, "Use it"),
-        (0.9, "Resample it"),
-        (1.1, "Do not trust it: fit longer"),
-        (np.nan, "not finite"),
-    ],
-)
-def test_advice(rough, k, words):
-    approx, *_ = rough
-    assert words in replace(approx.diagnose(100), pareto_k=k).advice
 
 
 def test_importance_resampling_corrects_the_draws(rough):

@@ -30,7 +30,7 @@ def parameters(devices):
     quiet = dict(obj_n_mc=8, progressbar=False, devices=devices)
     approx = method.fit(100, **quiet)
     method.refine(50, **quiet)  # runs the same compiled loop
-    values = [p.get_value() for p in approx.objective.parameters]
+    values = [p.get_value() for p in approx.objective.layer_parameters]
     return np.concatenate([v.ravel() for v in values]), approx.hist, approx.objective
 
 
@@ -42,7 +42,7 @@ noise, _ = jax.jit(lambda key: objective.draw(key, 8, each))(jax.random.key(0))
 assert [shard.data.shape for shard in noise.addressable_shards] == [(2, 4)] * 4
 np.testing.assert_allclose(dealt_losses, losses, rtol=1e-4)
 np.testing.assert_allclose(dealt, alone, atol=1e-4)
-assert np.abs(alone).max() > 0.1
+assert np.abs(alone).max() > 0.01, alone  # from zero
 """
 
 

@@ -12,7 +12,7 @@ import pymc_emf as emf
 
 from pymc_emf.engine.interrupts import heard
 from pymc_emf.engine.loop import Chunk
-from pymc_emf.variational import check, jax_fit, regression, search, start, state
+from pymc_emf.variational import check, jax_fit, regression, search, start, state, verdict
 from pymc_emf.variational.draws import Draws
 
 quiet = {"progressbar": False}
@@ -82,9 +82,9 @@ def test_between_steps(monkeypatch):
     assert approx.pareto_k is not None
 
 
-@pytest.mark.parametrize("name", ["weigh", "moments_in_doubt"])
-def test_in_the_last_check(name, monkeypatch, losses, caplog):
-    strikes(monkeypatch, check, name)
+@pytest.mark.parametrize(("where", "name"), [(check, "draw"), (verdict, "moments_in_doubt")])
+def test_in_the_last_check(where, name, monkeypatch, losses, caplog):
+    strikes(monkeypatch, where, name)
     approx = method().fit(150, **quiet)
     np.testing.assert_array_equal(approx.hist, losses)
     assert approx.pareto_k is None

@@ -13,7 +13,6 @@ import pymc as pm
 from arviz_base import dict_to_dataset
 from pymc.backends.arviz import coords_and_dims_for_inferencedata
 from pymc.distributions.continuous import FlatRV, HalfFlatRV
-from pymc.model import modelcontext
 from pymc.progress_bar import default_progress_theme
 from pymc.util import RandomState
 from rich.progress import MofNCompleteColumn
@@ -21,7 +20,7 @@ from rich.theme import Theme
 
 import pymc_emf
 
-from pymc_emf.arguments import check_positive, free_name, progress_bar
+from pymc_emf.arguments import check_positive, free_name, model_of, progress_bar
 from pymc_emf.calibration.fitter import Fitter, Ranked, Simulated
 from pymc_emf.calibration.result import Calibration
 from pymc_emf.calibration.saved import File
@@ -116,7 +115,7 @@ def calibrate(
     >>> found.advice
     'No sign of miscalibration in 50 simulations.'
     """
-    model = modelcontext(model)
+    model = model_of(model)
     for name, number in (("simulations", simulations), ("n", n), ("draws", draws)):
         check_positive(name, number)
     if unknown := kwargs.keys() - OPTIONS - _FIT_ARGUMENTS:

@@ -4,7 +4,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["EXACT", "Stopping", "divergence_left", "has_plateaued", "is_exact", "rounding_hides"]
+__all__ = [
+    "EXACT",
+    "Level",
+    "Stopping",
+    "divergence_left",
+    "has_plateaued",
+    "is_exact",
+    "level_of",
+    "rounding_hides",
+]
 
 #: The latest losses are compared with as many before: this share of all, and no fewer than so
 #: many, or than so many steps of a fit each of which is long.
@@ -13,6 +22,8 @@ SHARE, WINDOW, SHORT_WINDOW = 4, 600, 200
 CERTAINTY = 0.5
 #: Estimated divergence from the posterior, in nats, below which there is nothing left to learn.
 EXACT = 1e-6
+#: A rise of the losses by less, in nats or in standard errors, is none to go back for.
+MIN_CLIMB, N_SE_OF_CLIMB = 1.0, 5.0
 
 
 class Stopping(NamedTuple):
@@ -23,7 +34,8 @@ class Stopping(NamedTuple):
     reason : str
         "steps" (all that were asked for), "converged" (the ELBO no longer rose, see ``tol``),
         "exact" (the approximation is the posterior, up to rounding), "callback"
-        (``StopIteration``), "interrupted" (Ctrl-C), "non-finite", or "unfinished" (read from the
+        (``StopIteration``), "interrupted" (Ctrl-C), "returned" (to the best state seen: the loss
+        had risen, or was not finite any more), "non-finite", or "unfinished" (read from the
         checkpoint of a fit on its way).
     step : int
         Number of steps taken.
@@ -31,6 +43,35 @@ class Stopping(NamedTuple):
 
     reason: str
     step: int
+
+
+class Level(NamedTuple):
+    """Where losses lie, whatever a few of them may be.
+
+    Attributes
+    ----------
+    loss, se : float
+        Their median and its standard error.
+    """
+
+    loss: float
+    se: float
+
+    def is_above(self, other: "Level") -> bool:
+        """Whether it is clearly higher than another."""
+        se = float(np.hypot(self.se, other.se))
+        return self.loss - other.loss > max(MIN_CLIMB, N_SE_OF_CLIMB * se)
+
+
+def level_of(losses: np.ndarray) -> Level:
+    """Level of some losses; those that are not finite count as the largest."""
+    losses = np.where(np.isfinite(losses), losses, np.inf)
+    centre = float(np.median(losses))
+    if not np.isfinite(centre):
+        return Level(np.inf, 0.0)
+    # of a normal distribution: from the median deviation the standard error of the median
+    spread = float(np.median(np.abs(losses - centre))) / 0.6745
+    return Level(centre, 1.2533 * spread / np.sqrt(len(losses)))
 
 
 def has_plateaued(losses: np.ndarray, tol: float, window: int = WINDOW) -> bool:

@@ -4,7 +4,7 @@ import time
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,19 +20,47 @@ from pymc_emf.engine.loop import CHUNK_SIZE, MAX_BAD_STEPS, Chunk, LoopState
 from pymc_emf.engine.optimizers import Optimizer
 from pymc_emf.engine.stopping import (
     WINDOW,
+    Level,
     Stopping,
     divergence_left,
     has_plateaued,
     is_exact,
+    level_of,
 )
 
-__all__ = ["Observer", "Run", "Trained", "average", "stop_when_settled", "train"]
+__all__ = [
+    "Best",
+    "Observer",
+    "Run",
+    "Trained",
+    "average",
+    "keep_the_best",
+    "stop_when_settled",
+    "train",
+]
 
 #: Steps over which the rates fall to zero once the losses have stopped falling: this share of
 #: those that were taken, and no fewer than so many.
 COOL_DOWN_SHARE, COOL_DOWN = 2, 500
 #: With callbacks, a chunk is no longer than this share of the fit.
 CHUNKS_WITH_CALLBACKS = 10
+
+
+class Best(NamedTuple):
+    """The best state that a run has seen.
+
+    Attributes
+    ----------
+    level : Level
+        Of the losses that led to it.
+    step : int
+    parameters : pytree
+        Trained values as the optimiser keeps them.
+    """
+
+    level: Level
+    step: int
+    parameters: Any
 
 
 @dataclass
@@ -54,6 +82,8 @@ class Run:
         After how many steps it ends, as things stand.
     reason : str
         Why it ends there, see :class:`Stopping`.
+    best : Best or None
+        None before there is one, or if nobody asked to keep it.
     """
 
     optimizer: Optimizer
@@ -62,11 +92,20 @@ class Run:
     losses: np.ndarray
     end: int
     reason: str = "steps"
+    best: Best | None = None
 
     @classmethod
-    def begin(cls, optimizer: Optimizer, state: LoopState, seed: int, n: int) -> "Run":
-        """Make a run of ``n`` steps from a state."""
-        return cls(optimizer, state, seed, np.full(n, np.nan), n)
+    def begin(
+        cls,
+        optimizer: Optimizer,
+        state: LoopState,
+        seed: int,
+        n: int,
+        level: Level | None = None,
+    ) -> "Run":
+        """Make a run of ``n`` steps from a state, the level of whose losses may be known."""
+        best = None if level is None else Best(level, 0, state.parameters)
+        return cls(optimizer, state, seed, np.full(n, np.nan), n, best=best)
 
     @property
     def n(self) -> int:
@@ -121,12 +160,44 @@ class Run:
             cooled = self.optimizer.cool_down(self.state.optimizer, self.end - self.done)
             self.state = self.state._replace(optimizer=cooled)
 
+    # --- the best state -------------------------------------------------------------------------
+
+    @property
+    def level(self) -> Level | None:
+        """Of the latest losses; None while they are too few."""
+        losses = self.losses_so_far[-CHUNK_SIZE:]
+        return level_of(losses) if len(losses) == CHUNK_SIZE else None
+
+    def keep_if_best(self) -> None:
+        """Keep the present state if the losses that led to it are the lowest so far."""
+        level = self.level
+        if level is None or self.bad_steps or not np.isfinite(level.loss):
+            return
+        if self.best is None or level.loss < self.best.level.loss:
+            self.best = Best(level, self.done, self.state.parameters)
+
+    @property
+    def has_climbed(self) -> bool:
+        """Whether the losses are clearly higher than they have been."""
+        level = self.level
+        return self.best is not None and level is not None and level.is_above(self.best.level)
+
+    def go_back(self, within: int = 0) -> None:
+        """Take the best state again, and end, or once the rates have fallen to zero from there."""
+        assert self.best is not None
+        zero = jnp.zeros_like(self.state.bad_steps)
+        self.state = self.state._replace(parameters=self.best.parameters, bad_steps=zero)
+        self.stop("returned", within if self.optimizer.scheduled else 0)
+
     # --- as numbers, for a file ----------------------------------------------------------------
 
     def numbers(self) -> tuple[dict[str, Any], list[np.ndarray]]:
         """All of it: what JSON can hold, and arrays."""
-        plain = {"seed": self.seed, "end": self.end, "reason": self.reason}
+        plain: dict[str, Any] = {"seed": self.seed, "end": self.end, "reason": self.reason}
         leaves = [np.asarray(_data(leaf)) for leaf in jax.tree.leaves(self.state)]
+        if self.best is not None:
+            plain["best"] = [*self.best.level, self.best.step]
+            leaves += [np.asarray(leaf) for leaf in jax.tree.leaves(self.best.parameters)]
         return plain, [self.losses, *leaves]
 
     @classmethod
@@ -152,12 +223,19 @@ class Run:
             If the structure is another one.
         """
         losses, *saved = arrays
-        leaves, structure = jax.tree.flatten(like)
+        plain = dict(plain)
+        numbers = plain.pop("best", None)  # which older files do not have
+        wanted = like if numbers is None else (like, like.parameters)
+        leaves, structure = jax.tree.flatten(wanted)
         kinds = [(np.shape(_data(leaf)), jnp.asarray(_data(leaf)).dtype.name) for leaf in leaves]
         if kinds != [(array.shape, array.dtype.name) for array in saved]:
             raise ValueError("The state of the optimiser has another structure.")
-        state = jax.tree.unflatten(structure, map(_like, leaves, saved))
-        return cls(optimizer, state, losses=losses.copy(), **plain)
+        read = jax.tree.unflatten(structure, map(_like, leaves, saved))
+        if numbers is None:
+            return cls(optimizer, read, losses=losses.copy(), **plain)
+        *level, step = numbers
+        best = Best(Level(*level), step, read[1])
+        return cls(optimizer, read[0], losses=losses.copy(), best=best, **plain)
 
 
 def _data(leaf: Any) -> Any:
@@ -286,6 +364,22 @@ def average(losses: np.ndarray) -> float:
     return float(recent.mean()) if recent.size else np.nan
 
 
+def keep_the_best(run: Run) -> None:
+    """Observe a run: keep its best state, and go back to it from where nothing is to be had.
+
+    That is where the losses are not finite any more, and where they have climbed by the last step.
+    Under an optimiser without a schedule, the first of them is left to its user, who chose the
+    rates.
+    """
+    run.keep_if_best()
+    if run.best is None:
+        return
+    if run.failed and run.optimizer.scheduled:
+        run.go_back(within=0 if run.reason == "returned" else COOL_DOWN)
+    elif not run.failed and run.done >= run.end and run.has_climbed:
+        run.go_back()
+
+
 def stop_when_settled(
     n_draws: int, tol: float | None, may_be_exact: bool, window: int = WINDOW
 ) -> Observer:
@@ -314,6 +408,9 @@ def stop_when_settled(
             near = may_be_exact and divergence_left(losses[-CHUNK_SIZE:], n_draws) < tol
             if near or has_plateaued(losses, tol, window):
                 within = max(COOL_DOWN, run.done // COOL_DOWN_SHARE)
-                run.stop("converged", within=within if run.optimizer.scheduled else 0)
+                if run.has_climbed:
+                    run.go_back(within)
+                else:
+                    run.stop("converged", within=within if run.optimizer.scheduled else 0)
 
     return observe

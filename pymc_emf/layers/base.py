@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -137,13 +138,18 @@ def by_inverse(layer: Bijection, size: int) -> JaxLayer:
     """Push the score by the inverse of the layer, whose Jacobian is the inverse of J."""
     event = _event(size)
     jax_forward = jaxify([*layer.variables, event], layer.forward(event))
-    jax_inverse = jaxify([*layer.variables, event], layer.inverse(event)[:1])
+
+    @cache  # a fit that takes no step needs none
+    def inverse():
+        with jax.ensure_compile_time_eval():  # constants are no part of what is traced
+            return jaxify([*layer.variables, event], layer.inverse(event)[:1])
 
     def forward(values, noise):
         value, log_det = jax_forward(*values, noise)
         return value, log_det
 
     def push(values, noise, score):
+        jax_inverse = inverse()
         (value, log_det), pull = jax.vjp(lambda e: forward(values, e), noise)
         (slope,) = pull((jnp.zeros_like(value), jnp.ones_like(log_det)))
         _, pull_inverse = jax.vjp(lambda v: jax_inverse(*values, v)[0], value)

@@ -66,6 +66,22 @@ class LowerTriangular(Framed):
         (frame,) = spread or (np.eye(self.size),)
         return self._as_stored([zero, zero, matrix, loc, frame])
 
+    def preceded_by(self, values, loc, factor):
+        """Values of the layer with which it does to noise what it did to ``loc + factor @ noise``.
+
+        Parameters
+        ----------
+        values : sequence of ndarray
+            Of ``variables``.
+        loc : ndarray, shape (size,)
+        factor : ndarray, shape (size, size)
+            Lower triangular.
+        """
+        inner_loc, log_diagonal, below, frame_loc, frame_matrix = values
+        matrix = np.diag(np.exp(log_diagonal)) + np.tril(below, -1)
+        moved = frame_loc + frame_matrix @ (inner_loc + matrix @ loc)
+        return self.set_frame(values, moved, frame_matrix @ matrix @ factor)
+
     def spread_of(self, covariance):
         if covariance.ndim == 1:
             return (np.diag(np.sqrt(covariance)),)

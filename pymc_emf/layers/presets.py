@@ -91,8 +91,11 @@ def _sparse(size: int, order: Elimination, rng: np.random.Generator) -> list[Bij
     own = [Spline(len(few)), *_autoregressive(len(few), rng)]
     if len(few) == size:
         return [*own, affine]
+    common = order.core[: order.n_common]
+    # for the last correction
+    first = [Subset(LowerTriangular(len(common)), common, size)] if len(common) else []
     steering = Coupling(size, few, random_seed=rng)
-    return [*(Subset(layer, few, size) for layer in own), steering, affine]
+    return [*first, *(Subset(layer, few, size) for layer in own), steering, affine]
 
 
 def _autoregressive(size: int, rng: np.random.Generator) -> list[Bijection]:

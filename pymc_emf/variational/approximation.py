@@ -18,7 +18,6 @@ from pymc_emf.arguments import check_positive, make_rng
 from pymc_emf.engine.interrupts import heard
 from pymc_emf.layers.parameters import store
 from pymc_emf.model.parameter import constrained_value
-from pymc_emf.variational.check import weigh
 from pymc_emf.variational.diagnosis import Diagnosis, diagnose
 from pymc_emf.variational.draws import Draws
 from pymc_emf.variational.fit_data import fit_dataset, gates_dataset
@@ -30,11 +29,9 @@ from pymc_emf.variational.record import FitRecord, Recorded
 from pymc_emf.variational.saved_fit import write_fit
 from pymc_emf.variational.summary import Summary
 from pymc_emf.variational.transport import Sampler, check_options, sample_noise
+from pymc_emf.variational.verdict import Drawn, judge
 
 __all__ = ["EMFApproximation"]
-
-#: Draws from the prior by which a missed mode is found.
-MAX_PRIOR_DRAWS = 1000
 
 
 class EMFApproximation(Recorded, SingleGroupApproximation):
@@ -50,8 +47,11 @@ class EMFApproximation(Recorded, SingleGroupApproximation):
         How the fit started.
     stopping : Stopping or None
         Why the last fit ended, ``reason`` and ``step``; None before a fit.
+    verdict : Verdict or None
+        On the last fit, at its end; ``verdict.sentence`` is what a poor fit warns of. None if the
+        last check was interrupted.
     pareto_k : float or None
-        Pareto k-hat of the log weights at the end of the last fit, which warns above 0.7.
+        Pareto k-hat of the log weights at the end of the last fit.
         Minus infinity where all weights are equal, infinity if a mode has been missed; None if
         the last check was interrupted.
     timing : dict
@@ -363,12 +363,13 @@ class EMFApproximation(Recorded, SingleGroupApproximation):
             If ``draws`` is not a positive integer.
         """
         check_positive("draws", draws)
-        return estimate_elbo(self._log_weights(draws, self._generator(random_seed)))
+        return estimate_elbo(self._drawn(draws, self._generator(random_seed)).log_weights)
 
-    def _log_weights(self, draws: int, rng: np.random.Generator) -> np.ndarray:
-        """Log importance weights of fresh draws, in nats."""
-        _, log_p, log_q = self._draws.weigh(self.values, self._draws.noise(draws, rng))
-        return log_ratio(log_p, log_q)
+    def _drawn(self, draws: int, rng: np.random.Generator) -> Drawn:
+        """Fresh draws with their log importance weights."""
+        noise = self._draws.noise(draws, rng)
+        value, log_p, log_q = self._draws.weigh(self.values, noise)
+        return Drawn(noise, value, log_ratio(log_p, log_q))
 
     def diagnose(self, draws: int = 10_000, *, random_seed: RandomState = None) -> Diagnosis:
         """Tell how far the approximation can be trusted, from importance weights of fresh draws.
@@ -398,17 +399,17 @@ class EMFApproximation(Recorded, SingleGroupApproximation):
         ...     y = pm.Normal("y", mu, 1.0, observed=[1.0, 2.0, 3.0])
         >>> approx = emf.fit(500, model=model, random_seed=1, progressbar=False)
         >>> approx.diagnose(1000).advice
-        'Use it: the importance weights are well-behaved.'
+        'Use it: its draws are worth 1,000 of 1,000 from the posterior.'
         """
         check_positive("draws", draws)
         if draws < MIN_DRAWS:
             raise ValueError(f"diagnose needs draws of at least {MIN_DRAWS}, got {draws}.")
         rng = self._generator(random_seed)
-        log_weights = self._log_weights(draws, rng)
-        n_prior = self.objective.target.affordable(min(draws, MAX_PRIOR_DRAWS))
-        prior_noise = self._draws.noise(n_prior, rng)
-        weighed = weigh(self.objective, self.values, log_weights, prior_noise)
-        return diagnose(weighed, self.gates, self.record)
+        last, other_start = self.verdict, self.warm_start.other
+        gain = 0.0 if last is None else last.gain
+        drawn = self._drawn(draws, rng)
+        verdict = judge(self.objective, self.values, drawn, rng, gain, other_start)
+        return diagnose(verdict, self.gates, self.record)
 
     def log_prob(self, point: Mapping[str, Any] | np.ndarray) -> np.ndarray:
         """Log density of the approximation at unconstrained values.

@@ -11,7 +11,7 @@ import numpy as np
 from pymc_emf.engine.trainer import Trained
 from pymc_emf.variational.approximation import EMFApproximation
 from pymc_emf.variational.auxiliary import auxiliary
-from pymc_emf.variational.check import check, report
+from pymc_emf.variational.check import check, report, still_gaining
 
 __all__ = ["conclude"]
 
@@ -31,9 +31,11 @@ def conclude(
         auxiliary("The last check", "what was learnt is kept"),
     ):
         started = before if trained.stopping.step else None
-        checked = check(approx.objective, started, approx.values, rng)
+        gain = still_gaining(trained.losses, trained.stopping)
+        other_start = approx.warm_start.other
+        checked = check(approx.objective, started, approx.values, rng, gain, other_start)
     timing = approx.timing | {"fit": time.perf_counter() - begin}
-    pareto_k = None if checked is None else checked.pareto_k
+    verdict = None if checked is None else checked.verdict
     values = approx.values if checked is None else checked.values
-    approx.adopt(values, replace(approx.record, pareto_k=pareto_k, timing=timing))
-    report(checked, trained.losses, trained.stopping, n, approx.warm_start)
+    approx.adopt(values, replace(approx.record, verdict=verdict, timing=timing))
+    report(checked, trained.losses, trained.stopping, n)

@@ -17,6 +17,8 @@ RIDGE = 1e-9
 RIDGE_OF_PRODUCTS = 2.0
 #: Draws for each coefficient, and where there are products of noise.
 DRAWS, DRAWS_FOR_PRODUCTS = 2, 4
+#: Draws of the last batches, and numbers in all of them.
+MANY_DRAWS, MANY_NUMBERS = 512, 1_000_000
 #: Draws for the standard deviations.
 N_FOR_SD = 256
 #: Elements whose least squares are solved together, so few that they stay in a cache.
@@ -43,6 +45,10 @@ class ConditionalNormal:
         Lower triangular.
     steering : tuple of ndarray, shapes (steering, others) and (steering, coefficients)
         How the log scales, and the coefficients, change with the noise of the first of the core.
+    common_next : bool
+        Whether it is the turn of the common elements to move. The scores along which they do
+        depend on where all others are given them, so that these move first, and then draws from
+        where they are now tell.
     """
 
     loc: np.ndarray
@@ -52,6 +58,7 @@ class ConditionalNormal:
     slopes: np.ndarray
     factor: np.ndarray
     steering: tuple[np.ndarray, ...]
+    common_next: bool = False
 
     @classmethod
     def isotropic(
@@ -84,13 +91,24 @@ class ConditionalNormal:
     def log_det(self, noise: np.ndarray) -> np.ndarray:
         """Of the map from noise to draws, shape (draws,)."""
         constant = np.log(self.scales).sum() + np.log(np.diag(self.factor)).sum()
-        return constant + self._steering(noise[:, self.order.core]) @ self.steering[0].sum(axis=1)
+        return constant + self.steering_noise(noise[:, self.order.core]) @ self.steering[0].sum(
+            axis=1
+        )
 
     @property
     def n_draws(self) -> int:
         """Draws that determine the regression."""
         each = DRAWS_FOR_PRODUCTS if self.order.n_steering else DRAWS
         return each * self.n_coefficients
+
+    @property
+    def most_draws(self) -> int:
+        """Draws that are worth their time at the end."""
+        return max(self.n_draws, min(MANY_DRAWS, MANY_NUMBERS // self.order.size))
+
+    @property
+    def needs_new_draws(self) -> bool:
+        return self.common_next
 
     @property
     def n_coefficients(self) -> int:
@@ -104,11 +122,11 @@ class ConditionalNormal:
 
     # --- the map -------------------------------------------------------------------------------
 
-    def _steering(self, core_noise: np.ndarray) -> np.ndarray:
+    def steering_noise(self, core_noise: np.ndarray) -> np.ndarray:
         return core_noise[:, : self.order.n_steering]
 
     def _scales(self, core_noise: np.ndarray) -> np.ndarray:
-        return self.scales * np.exp(self._steering(core_noise) @ self.steering[0])
+        return self.scales * np.exp(self.steering_noise(core_noise) @ self.steering[0])
 
     def _parents(self, round: Round, core_noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Places of the parents of a round, and their coefficients, zero for those left out.
@@ -117,7 +135,7 @@ class ConditionalNormal:
         """
         there, of_round = round.parents >= 0, self.order.coefficients_of
         changes = of_round(self.steering[1], round)
-        varied = np.tensordot(self._steering(core_noise), changes, axes=1)
+        varied = np.tensordot(self.steering_noise(core_noise), changes, axes=1)
         coefficients = of_round(self.coefficients, round) + varied
         return np.maximum(round.parents, 0), np.where(there, coefficients, 0.0)
 
@@ -135,7 +153,7 @@ class ConditionalNormal:
 
     def around(self, noise: np.ndarray) -> "ConditionalNormal":
         """The same with the draw of this noise as its location."""
-        changes = self._steering(noise[None, self.order.core])
+        changes = self.steering_noise(noise[None, self.order.core])
         log_scales, coefficients = (np.clip(changes @ x, -1, 1)[0] for x in self.steering)
         return replace(
             self,
@@ -184,30 +202,9 @@ class ConditionalNormal:
 
     # --- regression ----------------------------------------------------------------------------
 
-    def regress(self, points: np.ndarray, scores: np.ndarray) -> "_Regression":
-        """Least squares of the score of every element that is not common.
-
-        On the common ones, on the element itself and its neighbours, and on the products of these
-        with what steers.
-        """
-        order = self.order
-        core_noise, core, others = self.split(points)
-        on_common = _OnCommon(core_noise[:, : order.n_common])
-        elements = np.column_stack([others, core[:, order.n_common :]])
-        element_scores = scores[:, self.not_common]
-        along = on_common.fit(elements)
-        members = np.column_stack([np.arange(elements.shape[1]), order.neighbours])
-        slopes = _least_squares(
-            (elements - on_common.columns @ along).T,
-            element_scores.T,
-            members,
-            self._steering(core_noise).T,
-            on_common.columns,
-        )
-        found = on_common.fit(element_scores)
-        for of_member, places in zip(slopes[..., 0].T, members.T, strict=True):
-            found -= np.where(places >= 0, of_member * along[:, places], 0.0)
-        return _Regression(points, scores, found[0], found[1:].T, slopes)
+    def regress(self, points: np.ndarray, scores: np.ndarray) -> "_OfCommon | _OfOthers":
+        """Least squares of the scores of those elements whose turn it is to move."""
+        return (_OfCommon if self.common_next else _OfOthers).fit(self, points, scores)
 
     @property
     def not_common(self) -> np.ndarray:
@@ -260,12 +257,11 @@ def _least_squares(
 
 
 @dataclass(frozen=True)
-class _Regression:
-    """Slopes of scores, which are minus the precisions, and what they come from.
+class _OfOthers:
+    """Slopes of the scores of the elements that are not common, which are minus the precisions.
 
     Attributes
     ----------
-    points, scores : ndarray, shape (draws, size)
     gradient : ndarray, shape (not common,)
         Scores at the location.
     in_common : ndarray, shape (not common, common)
@@ -274,20 +270,37 @@ class _Regression:
         Slopes in the element itself and in its neighbours; how they change with what steers.
     """
 
-    points: np.ndarray
-    scores: np.ndarray
     gradient: np.ndarray
     in_common: np.ndarray
     own: np.ndarray
 
-    def move(self, normal: ConditionalNormal, trust: float, reach: float) -> ConditionalNormal:
-        """The normal with these precisions and mean, as far as they can be trusted."""
-        return self._move_common(self._move_others(normal, trust, reach), trust, reach)
+    @classmethod
+    def fit(cls, normal: ConditionalNormal, points: np.ndarray, scores: np.ndarray) -> "_OfOthers":
+        """On the common elements, the element itself and its neighbours, and products of these.
 
-    def _move_others(
-        self, normal: ConditionalNormal, trust: float, reach: float
-    ) -> ConditionalNormal:
-        """All given the common elements."""
+        The products are those of the last two with what steers.
+        """
+        order = normal.order
+        core_noise, core, others = normal.split(points)
+        on_common = _OnCommon(core_noise[:, : order.n_common])
+        elements = np.column_stack([others, core[:, order.n_common :]])
+        element_scores = scores[:, normal.not_common]
+        along = on_common.fit(elements)
+        members = np.column_stack([np.arange(elements.shape[1]), order.neighbours])
+        slopes = _least_squares(
+            (elements - on_common.columns @ along).T,
+            element_scores.T,
+            members,
+            normal.steering_noise(core_noise).T,
+            on_common.columns,
+        )
+        found = on_common.fit(element_scores)
+        for of_member, places in zip(slopes[..., 0].T, members.T, strict=True):
+            found -= np.where(places >= 0, of_member * along[:, places], 0.0)
+        return cls(found[0], found[1:].T, slopes)
+
+    def move(self, normal: ConditionalNormal, trust: float, reach: float) -> ConditionalNormal:
+        """The normal with these precisions and means, as far as they can be trusted."""
         ways, order = normal.factorisation, normal.order
         first, changes = self.own[..., :1], self.own[..., 1:]
         variants = np.concatenate([first, first + APART * changes], axis=2)
@@ -312,6 +325,7 @@ class _Regression:
             slopes=slopes,
             factor=factor,
             steering=steering,
+            common_next=n > 0,
         )
         # their means, where the common elements are at their own
         score, shift = np.zeros((1, order.size)), np.zeros(order.size)
@@ -320,24 +334,41 @@ class _Regression:
         shift[normal.not_common] = np.concatenate([of_others, of_core[n:]])
         return moved.around(np.clip(shift, -reach, reach))
 
-    def _move_common(
-        self, normal: ConditionalNormal, trust: float, reach: float
-    ) -> ConditionalNormal:
-        """The common elements, where all others follow them."""
+
+@dataclass(frozen=True)
+class _OfCommon:
+    """Scores of the common elements where all others follow them.
+
+    Attributes
+    ----------
+    gradient : ndarray, shape (common,)
+    precision : ndarray, shape (common, common)
+        In their noise.
+    """
+
+    gradient: np.ndarray
+    precision: np.ndarray
+
+    @classmethod
+    def fit(cls, normal: ConditionalNormal, points: np.ndarray, scores: np.ndarray) -> "_OfCommon":
         n = normal.order.n_common
-        pulled = normal.pull(self.points, self.scores)
-        core_noise, others_noise, core_scores, others_scores = pulled
+        core_noise, others_noise, core_scores, others_scores = normal.pull(points, scores)
         on_common = _OnCommon(core_noise[:, :n])
         noise = np.column_stack([others_noise, core_noise[:, n:]])
         scores = np.column_stack([others_scores, core_scores[:, n:]])
         # what the others' noise adds to these scores: as much as these add to theirs
         in_common = on_common.fit(scores + noise)[1:]
         found = on_common.fit(core_scores[:, :n] - noise @ in_common.T)
-        precisions, axes = _clipped(-found[1:], trust)
+        return cls(found[0], -found[1:])
+
+    def move(self, normal: ConditionalNormal, trust: float, reach: float) -> ConditionalNormal:
+        """The normal with this precision and mean, as far as they can be trusted."""
+        precisions, axes = _clipped(self.precision, trust)
         shift = np.zeros(normal.order.size)
-        along = np.clip(axes.T @ found[0] / precisions, -reach, reach)
-        shift[normal.order.core[:n]] = axes @ along
-        return normal.around(shift).with_common(_lower(axes / np.sqrt(precisions)))
+        along = np.clip(axes.T @ self.gradient / precisions, -reach, reach)
+        shift[normal.order.core[: normal.order.n_common]] = axes @ along
+        moved = normal.around(shift).with_common(_lower(axes / np.sqrt(precisions)))
+        return replace(moved, common_next=False)
 
 
 def _toward(precision: np.ndarray, factor: np.ndarray, trust: float) -> np.ndarray:

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pymc as pm
 
-from pymc.model import modelcontext
-
+from pymc_emf.arguments import model_of
 from pymc_emf.layers.presets import LayerSpec
 from pymc_emf.model.program import Program
 from pymc_emf.variational.approximation import EMFApproximation
@@ -68,7 +67,7 @@ def load(
     True
     """
     saved = read_file(path, "approximation")
-    model = modelcontext(model)
+    model = model_of(model)
     program = Program(model)
     saved.check_variables(program)
     method = saved.header["method"]

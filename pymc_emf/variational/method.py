@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import pymc as pm
 
-from pymc.model import modelcontext
 from pymc.progress_bar import default_progress_theme
 from pymc.pytensorf import resolve_backend_compile_kwargs
 from pymc.util import RandomState
@@ -23,7 +22,7 @@ from pytensor.compile.mode import Mode, get_mode
 from pytensor.link.jax import JAXLinker
 from rich.theme import Theme
 
-from pymc_emf.arguments import make_rng
+from pymc_emf.arguments import make_rng, model_of
 from pymc_emf.engine.interrupts import heard
 from pymc_emf.layers.gates import Gate
 from pymc_emf.layers.presets import LayerSpec
@@ -164,7 +163,7 @@ class EMFApprox(Inference):
                 "EMFApprox(model=...)."
             )
         begin = time.perf_counter()
-        prepared = prepare(Program(modelcontext(model)), self.options, rng)
+        prepared = prepare(Program(model_of(model)), self.options, rng)
         approx = EMFApproximation(prepared, random_seed=rng)
         timing = {"rewrite": time.perf_counter() - begin}
         approx.record = replace(approx.record, timing=timing)

@@ -169,8 +169,9 @@ class Objective:
         others of the step: those have a bounded share in the derivative.
 
         Draws at which the model has no density are left out, which makes it the ELBO of the
-        approximation given that it has one; the log of the share of the others belongs to it, and
-        is in the derivative of the path. Only if all are left out is the result not finite.
+        approximation given that it has one; the log of the share of the others belongs to it, in
+        the value and in the derivative of the path. Only if all are left out is the result not
+        finite.
 
         Parameters
         ----------
@@ -188,7 +189,9 @@ class Objective:
         if self.gradient == "path":
             log_q, at_left_out = self._along_the_path(layer_values, noise, inner, log_q)
         terms = jnp.where(usable, log_q - log_p, at_left_out)
-        return jnp.where(usable.any(), terms.sum() / jnp.maximum(usable.sum(), 1), jnp.nan)
+        n_usable = usable.sum()
+        within = terms.sum() / jnp.maximum(n_usable, 1)
+        return jnp.where(n_usable > 0, within - jnp.log(n_usable / len(usable)), jnp.nan)
 
     def _guarded(self, target_values: Values, inner, minibatch):
         """Log density of the target, with finite and bounded derivatives, and where there is one.
@@ -231,6 +234,16 @@ class Objective:
         value = jax.lax.stop_gradient(log_q)
         return value + moved, log_q - value - moved
 
+    def terms(self, values: Values, noise, minibatch) -> dict[str, Any]:
+        """Log-density terms by their names, at some draws of the flow's noise."""
+        layer_values, target_values = self.split(values)
+
+        def single(noise):
+            inner, _ = self.structured_noise(layer_values, noise)
+            return self.target.terms(target_values, inner, minibatch)
+
+        return dict(zip(self.target.term_names, jax.vmap(single)(noise), strict=True))
+
     # --- many draws (NumPy) ---------------------------------------------------------------------
 
     @cached_property
@@ -259,10 +272,26 @@ class Objective:
         values : sequence of array
         noise : ndarray, shape (draws, size)
         """
+        return self.weigh_and_score(values, noise)[-1]
+
+    def weigh_and_score(self, values: Values, noise: np.ndarray) -> tuple[np.ndarray, ...]:
+        """What :meth:`weigh` returns, and :meth:`score_gap`."""
         layer_values, target_values = self.split(values)
-        inner, _ = self._flow_many(layer_values, noise)
-        score = self.target.score_many(target_values, inner).score
-        return self._pull_many(layer_values, noise, score.astype(noise.dtype)) + noise
+        inner, base_log_det = self._flow_many(layer_values, noise)
+        scored = self.target.score_many(target_values, inner)
+        gap = self._pull_many(layer_values, noise, scored.score.astype(noise.dtype)) + noise
+        known = scored.value, scored.log_p, scored.log_det
+        if self.target.minibatches:  # scores may be those of some
+            known = self.target.evaluate_many(target_values, inner)
+        value, log_p, log_det = known
+        return value, log_p, norm.logpdf(noise).sum(axis=1) - base_log_det - log_det, gap
+
+    def culprit(self, values: Values, noise: np.ndarray) -> str:
+        """Name of the first log-density term that is not finite at some draws, if one is not."""
+        values = [jnp.asarray(value) for value in values]
+        terms = self.terms(values, noise, self.target.minibatches.first)
+        bad = [name for name, term in terms.items() if not np.isfinite(np.asarray(term)).all()]
+        return bad[0] if bad else ""
 
     def structured_noise_of(self, values: Values, noise: np.ndarray) -> np.ndarray:
         """Noise of the structured layer at many draws."""

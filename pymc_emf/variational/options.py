@@ -13,7 +13,7 @@ import numpy as np
 from pymc.progress_bar import default_progress_theme
 from rich.theme import Theme
 
-from pymc_emf.arguments import check_callbacks, check_positive
+from pymc_emf.arguments import check_callbacks, check_number, check_positive
 from pymc_emf.engine.devices import check_devices
 from pymc_emf.engine.optimizers import check_optimizer
 from pymc_emf.layers import StructuredLayer
@@ -116,6 +116,9 @@ class FitOptions:
     def __post_init__(self):
         for name in ("n", "obj_n_mc", "checkpoint_every"):
             check_positive(name, getattr(self, name))
+        for name in ("tol", "total_grad_norm_constraint"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name))
         if self.tol is not None and not self.tol >= 0:
             raise ValueError(
                 f"tol must be None or a non-negative number of nats, got {self.tol!r}."

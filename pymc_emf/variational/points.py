@@ -54,6 +54,8 @@ def user_point(program: Program, start: Mapping[str, Any] | None) -> dict[str, n
             raise ValueError(
                 f"The start of {name} must have shape {shapes[name]}, got {np.shape(value)}."
             )
+        if np.iscomplexobj(value):
+            raise TypeError(f"The start of {name} must be of real numbers, got {value!r}.")
     point = initial_point(program, start)
     for site in program.sites:
         if not np.isfinite(point[site.value_name]).all():

@@ -71,14 +71,14 @@ def fit_by_pymc(
         values, hist = watch.finite, inference.hist
         step = len(hist)
         stopping = Stopping("non-finite", step)
-        approx.adopt(values, replace(approx.record, hist=hist, stopping=stopping, pareto_k=None))
+        approx.adopt(values, replace(approx.record, hist=hist, stopping=stopping, verdict=None))
         key = jax.random.key(int(rng.integers(2**31)))
         slower = ask.slower("pm.adam(learning_rate=1e-3)")
         reason = explain(approx.objective, values, key, ask.obj_n_mc, step, slower)
         raise NonFiniteELBOError(reason, approx) from error
     kept.n_steps += watch.done
     stopping = Stopping(watch.reason(ask.n), watch.done)
-    record = replace(approx.record, hist=inference.hist, stopping=stopping, pareto_k=None)
+    record = replace(approx.record, hist=inference.hist, stopping=stopping, verdict=None)
     approx.adopt(approx.values, record)
     values = approx.objective.trained(approx.values)
     trained = Trained(values, inference.hist[len(earlier) :], stopping)

@@ -6,6 +6,7 @@ import numpy as np
 
 from pymc_emf.engine.stopping import Stopping
 from pymc_emf.variational.search import WarmStart
+from pymc_emf.variational.verdict import Verdict
 
 __all__ = ["FitRecord", "Recorded"]
 
@@ -21,8 +22,8 @@ class FitRecord:
     warm_start : WarmStart
     stopping : Stopping or None
         Why the last fit ended; None before a fit.
-    pareto_k : float or None
-        Pareto k-hat of the log weights at the end of the last fit; None if it was not checked.
+    verdict : Verdict or None
+        At the end of the last fit; None if it was not checked.
     timing : dict
         Seconds.
     """
@@ -30,7 +31,7 @@ class FitRecord:
     hist: np.ndarray = field(default_factory=lambda: np.zeros(0))
     warm_start: WarmStart = field(default_factory=lambda: WarmStart("none"))
     stopping: Stopping | None = None
-    pareto_k: float | None = None
+    verdict: Verdict | None = None
     timing: dict[str, float] = field(default_factory=dict)
 
 
@@ -56,8 +57,12 @@ class Recorded:
         return self.record.stopping
 
     @property
+    def verdict(self) -> Verdict | None:
+        return self.record.verdict
+
+    @property
     def pareto_k(self) -> float | None:
-        return self.record.pareto_k
+        return None if self.verdict is None else self.verdict.pareto_k
 
     @property
     def timing(self) -> dict[str, float]:

@@ -34,6 +34,8 @@ MAX_POOLED, MAX_POOLED_DRAWS = 8, 10_000
 #: While it rises they are, too, so many before each, if the log weights vary by no more than this
 #: for each square root of an element, in nats.
 MOVING_POOL, NEAR = 3, 0.3
+#: Batches without a rise after which there are more draws, and those at the end.
+SETTLED = 2
 #: Nats by which the ELBO must rise beyond its Monte Carlo error, and by which it may always fall:
 #: next to an exact normal the estimate at hand may be high by chance.
 RISE, NEGLIGIBLE = 1e-3, 1e-4
@@ -67,6 +69,14 @@ class Family(Protocol):
     @property
     def n_draws(self) -> int:
         """Draws that determine the regression."""
+
+    @property
+    def most_draws(self) -> int:
+        """Draws of a batch once the ELBO has stopped rising."""
+
+    @property
+    def needs_new_draws(self) -> bool:
+        """Whether draws from the normals before tell nothing."""
 
     @property
     def n_coefficients(self) -> int:
@@ -119,6 +129,14 @@ class Normal(NamedTuple):
     @property
     def n_draws(self) -> int:
         return DRAWS_PER_ELEMENT * (len(self.loc) + 1)
+
+    @property
+    def most_draws(self) -> int:
+        return self.n_draws  # several batches are pooled
+
+    @property
+    def needs_new_draws(self) -> bool:
+        return False
 
     @property
     def n_coefficients(self) -> int:
@@ -229,6 +247,8 @@ def _climb(
     """Steps from a batch of finite scores, as far as they lead."""
     trust, reach, pool, settled = FIRST_TRUST, REACH * FIRST_TRUST, [now], 0
     most = min(MAX_POOLED, max(MAX_POOLED_DRAWS // n_draws, 2))
+    most_draws = now.normal.most_draws
+    grows = n_draws < most_draws
     near = NEAR * np.sqrt(now.points.shape[1])
     # scores may be so large that their squares are not finite: then this is the end of the way
     with np.errstate(all="ignore"), suppress(np.linalg.LinAlgError, ValueError):
@@ -248,12 +268,15 @@ def _climb(
                     step = _regress(now.normal, pool)
                 continue
             settled = settled + 1 if gain < 2 * se + RISE else 0
+            if settled >= SETTLED and n_draws < most_draws:
+                n_draws, settled = min(2 * n_draws, most_draws), 0
             # close by, the scores at draws from the normals before are as linear
             kept = most if settled else MOVING_POOL * (new.sd < near)
             pool = [*pool[len(pool) - min(kept, len(pool)) :], new]
             now, trust, reach = new, min(1.5 * trust, MAX_TRUST), GROWTH_OF_REACH * reach
             out_of_reach = now.elbo + (n_batches - i) * max(gain, 0.0) < to_beat
-            if settled >= most or (i > FEWEST_BATCHES and out_of_reach):
+            enough = SETTLED if grows else most
+            if settled >= enough or (i > FEWEST_BATCHES and out_of_reach):
                 break
             step = _regress(now.normal, pool)
     return now
@@ -266,6 +289,8 @@ def _n_batches(n_draws: int, size: int, n_coefficients: int) -> int:
 
 
 def _regress(normal: Family, pool: list[_Batch]) -> Move:
+    if normal.needs_new_draws:
+        pool = pool[-1:]
     points = np.concatenate([batch.points for batch in pool])
     return normal.regress(points, np.concatenate([batch.scores for batch in pool]))
 

@@ -14,6 +14,7 @@ from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.prepare import Prepared
 from pymc_emf.variational.record import FitRecord
 from pymc_emf.variational.search import WarmStart
+from pymc_emf.variational.verdict import Verdict
 
 __all__ = ["identity_of", "read_record", "values_of", "write_fit"]
 
@@ -54,7 +55,7 @@ def write_fit(
         "n_values": len(values),
         "warm_start": asdict(record.warm_start),
         "stopping": record.stopping,
-        "pareto_k": record.pareto_k,
+        "verdict": None if record.verdict is None else record.verdict.to_file(),
         "timing": record.timing,
         "random_state": random_state,
     }
@@ -90,6 +91,14 @@ def read_record(saved: Saved, n_values: int) -> FitRecord:
         saved.arrays[n_values],
         WarmStart(**{key: header["warm_start"][key] for key in ("chosen", "elbos", "sd")}),
         None if stopping is None else Stopping(*stopping),
-        header["pareto_k"],
+        _verdict_of(header),
         header["timing"],
     )
+
+
+def _verdict_of(header: Mapping[str, Any]) -> Verdict | None:
+    """The verdict in a file; older ones have k-hat alone."""
+    if header.get("verdict") is not None:
+        return Verdict.from_file(header["verdict"])
+    k = header.get("pareto_k")
+    return None if k is None else Verdict(k)

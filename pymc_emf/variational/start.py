@@ -10,14 +10,19 @@ import pytensor
 
 from threadpoolctl import threadpool_limits
 
-from pymc_emf.engine.stopping import EXACT, Stopping
+from pymc_emf.engine.stopping import EXACT, Level, Stopping
 from pymc_emf.engine.trainer import Trained
 from pymc_emf.variational.auxiliary import auxiliary
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.options import GATE_LEARNING_RATE, LEARNING_RATE
 from pymc_emf.variational.points import evaluate_prior, point_in_noise, user_point
 from pymc_emf.variational.prepare import Prepared
-from pymc_emf.variational.search import Search, WarmStart, framed_layer
+from pymc_emf.variational.search import (
+    N_RANKING_DRAWS,
+    Search,
+    WarmStart,
+    framed_layer,
+)
 
 __all__ = ["Started", "find_start", "rates_of"]
 
@@ -48,6 +53,13 @@ class Started:
     def divergence(self) -> float:
         """Estimated divergence from the posterior in nats, where it is small."""
         return self.report.sd**2 / 2
+
+    @property
+    def level(self) -> Level | None:
+        """Of the losses there, if candidates were compared."""
+        elbo = self.report.elbos.get(self.report.chosen, -np.inf)
+        se = self.report.sd / np.sqrt(N_RANKING_DRAWS)
+        return Level(-elbo, se if np.isfinite(se) else 0.0) if np.isfinite(elbo) else None
 
     def as_trained(self) -> Trained:
         """The start as the result of no step: its loss, and why there was none to take."""

@@ -8,8 +8,7 @@ import xarray as xr
 
 from pymc_emf.engine.trainer import average
 from pymc_emf.report import Report
-from pymc_emf.variational.check import MANY_ELEMENTS
-from pymc_emf.variational.diagnosis import advise, gate_range
+from pymc_emf.variational.diagnosis import gate_range
 from pymc_emf.variational.objective import Objective
 from pymc_emf.variational.record import FitRecord
 
@@ -46,18 +45,16 @@ class Summary(Report):
             ("layers", layers),
             ("gates", self._gates()),
         ]
-        stopping, k = self.record.stopping, self.record.pareto_k
+        stopping, verdict = self.record.stopping, self.record.verdict
         if stopping is None:
             return [*rows, ("fit", "none yet")]
         rows.append(("fit", f"{stopping.reason}, after step {stopping.step:,}"))
         if self.record.hist.size:
             last = self.record.hist[-LAST_STEPS:]
             rows.append(("ELBO", f"{-average(last):.2f} nats, in the last {len(last)} steps"))
-        if k is None:
+        if verdict is None:
             return [*rows, ("verdict", "none, as there was no last check: see diagnose()")]
-        rows.append(("Pareto k-hat", f"{k:.2f}"))
-        if self.objective.size <= MANY_ELEMENTS:  # beyond, k-hat tells of their number
-            rows.append(("verdict", advise(k)))
+        rows += [("Pareto k-hat", f"{verdict.pareto_k:.2f}"), ("verdict", verdict.sentence)]
         return rows
 
     def _gates(self) -> str:

@@ -7,17 +7,29 @@ import pytensor
 
 from pymc_emf.engine.loop import start_state
 from pymc_emf.engine.stopping import SHORT_WINDOW, WINDOW
-from pymc_emf.engine.trainer import Observer, Run, Trained, stop_when_settled, train
+from pymc_emf.engine.trainer import (
+    Observer,
+    Run,
+    Trained,
+    keep_the_best,
+    stop_when_settled,
+    train,
+)
 from pymc_emf.layers.presets import SPARSE_FROM
+from pymc_emf.variational.doubt import scores_in_doubt
 from pymc_emf.variational.importance import log_ratio, smooth
+from pymc_emf.variational.marginal import MAX_VARIANCE, common_places
 from pymc_emf.variational.options import FitOptions
 from pymc_emf.variational.prepare import Prepared, Steps
 from pymc_emf.variational.start import Started, rates_of
+from pymc_emf.variational.verdict import MANY_ELEMENTS
 
 __all__ = ["begin_run", "is_enough", "maximise_elbo", "may_end_at_start"]
 
 #: Pareto k-hat below which weights have a variance, and draws that tell.
 LIGHT_TAIL, N_TAIL_DRAWS = 0.5, 5000
+#: Draws whose scores are asked, of many elements.
+N_SCORED_DRAWS = 200
 
 
 def begin_run(
@@ -32,7 +44,7 @@ def begin_run(
         rates_of(prepared, started),
         objective.fixed(values),
     )
-    return Run.begin(steps.optimizer, state, int(rng.integers(2**31)), n)
+    return Run.begin(steps.optimizer, state, int(rng.integers(2**31)), n, started.level)
 
 
 def may_be_exact(prepared: Prepared) -> bool:
@@ -55,15 +67,26 @@ def may_end_at_start(prepared: Prepared, ask: FitOptions) -> bool:
 def is_enough(
     prepared: Prepared, started: Started, tol: float | None, rng: np.random.Generator
 ) -> bool:
-    """Whether a start leaves no more than ``tol`` nats to gain.
+    """Whether a start leaves no more than ``tol`` nats to gain, or of many elements for each.
 
-    The variance of its log weights tells, where their tail is so light that it exists.
+    The variance of its log weights tells, where their tail is so light that it exists. What the
+    elements of many lack adds up in it, so there no element's scores must be in doubt besides,
+    and the weights must suffice to correct the common ones.
     """
-    if tol is None or not started.divergence < tol:
-        return False
     objective = prepared.objective
-    n_draws = objective.target.affordable(N_TAIL_DRAWS)
+    many = objective.size > MANY_ELEMENTS
+    most = np.inf if tol is None else tol * (objective.size if many else 1)
+    if tol is None or not started.divergence < most:
+        return False
+    n_draws = objective.target.affordable(N_SCORED_DRAWS if many else N_TAIL_DRAWS)
     noise = rng.normal(size=(n_draws, objective.size)).astype(pytensor.config.floatX)
+    if many:
+        common = common_places(objective)
+        if len(common) and not started.report.sd**2 < MAX_VARIANCE:
+            return False
+        gap = objective.score_gap(started.values, noise)
+        gap[:, common] = 0.0
+        return scores_in_doubt(gap) is None
     _, log_p, log_q = objective.weigh(started.values, noise)
     return smooth(log_ratio(log_p, log_q)).pareto_k < LIGHT_TAIL
 
@@ -95,7 +118,7 @@ def maximise_elbo(
     return train(
         run,
         steps.chunk,
-        [*before_stopping, settled, *after_stopping],
+        [*before_stopping, keep_the_best, settled, *after_stopping],
         callbacks=ask.callbacks or (),
         progressbar=ask.progressbar,
         progressbar_theme=ask.progressbar_theme,

@@ -1,0 +1,220 @@
+r"""The marginal distribution of common elements, corrected by log weights and scores of draws.
+
+Where an approximation q of common elements :math:`\theta` and many others is to have the
+posterior's own marginal, the density of :math:`\theta` must be multiplied by the mean of the
+weights :math:`p/q` given :math:`\theta`. The log weights :math:`\ell` of many elements are sums of
+many small errors, hence close to normal given :math:`\theta`: the log of that mean is the sum of
+their cumulants, :math:`m + v/2 + \kappa_3/6`. The highest ELBO knows the first of them alone: it
+leaves the common elements where the others can be approximated best. Weights would tell the
+same, but few of them would count.
+
+In the noise of the common elements, the derivative of that sum is, by joint cumulants, the mean
+given :math:`\theta` of
+
+.. math:: G + (G - \nabla m)(\ell - m) + (G - \nabla m)((\ell - m)^2 - v)/2
+
+with G the gap between the score and that of the approximation. The correction is the normal
+nearest to what this makes of the noise, as far as its linear and squared parts tell.
+
+The expansion is that by which Laplace approximations of marginals are corrected (e.g. Rue,
+Martino, Chopin, JRSS B 2009), with draws in the place of derivatives.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytensor
+
+from pymc_emf.layers.lower_triangular import LowerTriangular
+from pymc_emf.layers.subset import Subset
+from pymc_emf.variational.importance import log_ratio
+from pymc_emf.variational.objective import Objective, Values
+
+__all__ = ["MAX_VARIANCE", "Moments", "common_places", "correct_common", "moments_of_common"]
+
+#: Draws of one batch, and how many batches there may be until the means have this standard error.
+N_DRAWS, MAX_BATCHES, PRECISION = 2000, 5, 0.06
+#: More common elements are left as they are, or if they are more than so many for each draw.
+MOST, MOST_COLUMNS = 24, 0.1
+#: The cumulants tell where log weights vary by no more, in nats squared, and resemble a normal.
+MAX_VARIANCE, MAX_SKEWNESS, TINY = 4.0, 1.0, 1e-6
+#: Standard deviations beyond which no draw counts for more, for it would alone decide.
+FARTHEST = 3.0
+#: Factor by which a precision is corrected at most, and the longest way of a mean.
+MAX_FACTOR, MAX_WAY = 4.0, 2.0
+#: Groups of draws that are left out in turn, for the standard error.
+N_GROUPS = 10
+#: Rounds in which mean and covariance settle.
+ROUNDS = 20
+
+
+def common_places(objective: Objective) -> np.ndarray:
+    """Positions of the elements that have an affine layer of their own before all others."""
+    front = _front(objective)
+    return np.zeros(0, dtype=np.intp) if front is None else front[0].positions
+
+
+def correct_common(
+    objective: Objective, values: Values, rng: np.random.Generator
+) -> list[np.ndarray] | None:
+    """Values of an approximation whose common elements have the posterior's mean and covariance.
+
+    Parameters
+    ----------
+    objective : Objective
+    values : sequence of array
+        Of all variables.
+    rng : Generator
+
+    Returns
+    -------
+    list of ndarray or None
+        None if there are no common elements, or the log weights do not tell.
+    """
+    places, front = common_places(objective), _front(objective)
+    if front is None or len(places) > MOST:
+        return None
+    n_draws = objective.target.affordable(N_DRAWS)
+    drawn: list[tuple[np.ndarray, ...]] = []
+    moments = None
+    for _ in range(MAX_BATCHES):
+        noise = rng.normal(size=(n_draws, objective.size)).astype(pytensor.config.floatX)
+        _, log_p, log_q, gap = objective.weigh_and_score(values, noise)
+        log_weights = log_ratio(log_p, log_q)
+        drawn.append((noise[:, places], log_weights, gap[:, places]))
+        moments = moments_of_common(*map(np.concatenate, zip(*drawn, strict=True)))
+        if len(drawn) > 1 if moments is None else moments.se < PRECISION:
+            break
+    if moments is None:
+        return None
+    _, layer = front
+    own = objective.own(values, layer.variables)
+    moved = layer.preceded_by(own, moments.loc, moments.factor)
+    return objective.replace(values, layer.variables, moved)
+
+
+class Moments(NamedTuple):
+    """Of noise as it should be.
+
+    Attributes
+    ----------
+    loc : ndarray, shape (common,)
+    factor : ndarray, shape (common, common)
+        Lower Cholesky factor of the covariance.
+    se : float
+        Largest standard error of the means.
+    """
+
+    loc: np.ndarray
+    factor: np.ndarray
+    se: float
+
+
+def moments_of_common(
+    noise: np.ndarray, log_weights: np.ndarray, gap: np.ndarray
+) -> Moments | None:
+    """Mean and covariance that the noise of common elements should have.
+
+    Parameters
+    ----------
+    noise : ndarray, shape (draws, common)
+    log_weights : ndarray, shape (draws,)
+        In nats.
+    gap : ndarray, shape (draws, common)
+
+    Returns
+    -------
+    Moments or None
+        None if the log weights do not tell.
+    """
+    if not (np.isfinite(log_weights).all() and np.isfinite(gap).all()):
+        return None
+    found = _estimate(noise, log_weights, gap)
+    if found is None:
+        return None
+    # by jackknife, as the few draws of the largest weights decide most
+    means, place = [], np.arange(len(noise)) % N_GROUPS
+    for group in range(N_GROUPS):
+        others = place != group
+        without = _estimate(noise[others], log_weights[others], gap[others])
+        if without is None:
+            return None
+        means.append(without[0])
+    se = np.sqrt(N_GROUPS - 1) * np.std(means, axis=0)
+    return Moments(*found, float(se.max()))
+
+
+def _estimate(
+    noise: np.ndarray, log_weights: np.ndarray, gap: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Mean and Cholesky factor."""
+    n, size = noise.shape
+    noise = np.clip(noise.astype(float), -FARTHEST, FARTHEST)
+    first, second = np.triu_indices(size)
+    squares = np.column_stack([np.ones(n), noise, noise[:, first] * noise[:, second]])
+    if len(squares.T) > MOST_COLUMNS * n:
+        return None
+    _, rest = _regressed(squares, log_weights.astype(float)[:, None])
+    variance, skewness = rest.var(), (rest**3).mean()
+    if variance > MAX_VARIANCE or abs(skewness) > MAX_SKEWNESS * max(variance, TINY) ** 1.5:
+        return None
+    slopes, of_gap = _regressed(squares, gap.astype(float))
+    excess = rest**2 - squares @ _fit(squares, rest**2)
+    slopes = slopes + _fit(squares, of_gap * (rest + excess / 2))
+    squared = np.zeros((size, size, size))
+    squared[first, second] = squared[second, first] = slopes[1 + size :] / 2
+    squared[np.diag_indices(size)] *= 2
+    return _best_normal(slopes[0], slopes[1 : 1 + size], squared)
+
+
+def _best_normal(
+    constant: np.ndarray, linear: np.ndarray, squared: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Mean and Cholesky factor of the normal nearest to the density of corrected noise.
+
+    The derivative of the log of what corrects it is, in element j, ``constant[j] + z @
+    linear[:, j] + z @ squared[..., j] @ z``. Under that normal it is the noise, on average, and
+    its slope, on average, what the precision lacks to one.
+
+    Returns
+    -------
+    (ndarray, ndarray) or None
+        None if that is too far from the noise as it is.
+    """
+    one = np.eye(len(constant))
+    mean = np.zeros(len(constant))
+    for _ in range(ROUNDS):
+        slope = linear + 2 * np.einsum("ikj,k->ij", squared, mean)
+        precisions, axes = np.linalg.eigh(one - (slope + slope.T) / 2)
+        if not (precisions.min() > 1 / MAX_FACTOR and precisions.max() < MAX_FACTOR):
+            return None
+        covariance = (axes / precisions) @ axes.T
+        squares = covariance + np.outer(mean, mean)
+        derivative = constant + mean @ linear + np.einsum("ikj,ik->j", squared, squares)
+        mean = mean + covariance @ (derivative - mean)
+        if not np.abs(mean).max() < MAX_WAY:
+            return None
+    return mean, np.linalg.cholesky(covariance)
+
+
+def _front(objective: Objective) -> tuple[Subset, LowerTriangular] | None:
+    """The first layer, if it is an affine one of the common elements."""
+    match objective.layers:
+        case [Subset(layer=LowerTriangular() as inside) as first, *_]:
+            return first, inside
+    return None
+
+
+def _fit(columns: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.linalg.lstsq(columns, y)[0]
+
+
+def _regressed(columns: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least squares in which single draws have a bounded share: coefficients and residuals."""
+    for _ in range(2):
+        found = _fit(columns, y)
+        rest = y - columns @ found
+        most = FARTHEST * rest.std(axis=0)
+        rest = np.clip(rest, -most, most)
+        y = columns @ found + rest
+    return found, rest

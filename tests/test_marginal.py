@@ -1,0 +1,154 @@
+"""The correction of the common elements' marginal distribution."""
+
+import numpy as np
+import pymc as pm
+import pytest
+
+from scipy.special import logsumexp
+
+import pymc_emf as emf
+
+from pymc_emf.layers.lower_triangular import LowerTriangular
+from pymc_emf.variational.marginal import moments_of_common
+
+N = 20_000
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def log_normal_weights(rng, offset=0.0):
+    """Noise, and log weights that are normal given it, of known derivatives."""
+    z = rng.normal(size=(N, 2))
+    slope, curvature = np.array([0.3, -0.2]), np.array([[-0.2, 0.1], [0.1, 0.15]])
+    mean = z @ slope + np.einsum("ni,ij,nj->n", z, curvature, z) / 2
+    grow = np.array([0.25, -0.1])
+    sd = np.exp(z @ grow)
+    noise = 0.6 * rng.normal(size=N)
+    gap = slope + z @ curvature + (sd * noise)[:, None] * grow
+    log_weights = mean + sd * noise + offset
+
+    # by quadrature: the density of z times the mean weight there
+    grid = np.stack(np.meshgrid(*[np.linspace(-6, 6, 301)] * 2, indexing="ij"), axis=-1)
+    of_mean = grid @ slope + np.einsum("abi,ij,abj->ab", grid, curvature, grid) / 2
+    of_variance = 0.36 * np.exp(2 * grid @ grow)
+    log_density = of_mean + of_variance / 2 - (grid**2).sum(axis=-1) / 2
+    log_density[(grid**2).sum(axis=-1) > 25] = -np.inf
+    density = np.exp(log_density - logsumexp(log_density))
+    loc = np.einsum("ab,abi->i", density, grid)
+    covariance = np.einsum("ab,abi,abj->ij", density, grid - loc, grid - loc)
+    return z, log_weights, gap, loc, covariance
+
+
+def test_moments_are_those_of_the_weighted_marginal(rng):
+    z, log_weights, gap, loc, covariance = log_normal_weights(rng, offset=-1e4)
+    found = moments_of_common(z, log_weights, gap)
+    # the mean weight here is not quite the exp of third powers
+    np.testing.assert_allclose(found.loc, loc, atol=0.02)
+    np.testing.assert_allclose(found.factor @ found.factor.T, covariance, atol=0.05)
+    # the mean of the log weights alone, which the highest ELBO goes by, leads elsewhere
+    assert abs(loc[0] - 0.3 / 1.2) > 0.08
+    assert found.se < 0.02
+
+
+def test_exact_weights_change_nothing(rng):
+    z = rng.normal(size=(N, 3))
+    found = moments_of_common(z, np.full(N, 7.0), np.zeros_like(z))
+    np.testing.assert_allclose(found.loc, 0, atol=1e-12)
+    np.testing.assert_allclose(found.factor, np.eye(3), atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["infinite", "wide", "skewed", "beyond"])
+def test_weights_that_do_not_tell(rng, kind):
+    z, log_weights, gap, *_ = log_normal_weights(rng)
+    match kind:
+        case "infinite":
+            log_weights[3] = -np.inf
+        case "wide":
+            log_weights += 3 * rng.normal(size=N)
+        case "skewed":
+            log_weights -= rng.exponential(1.5, size=N)
+        case "beyond":
+            gap += 2 * z  # the density grows as the noise does
+    assert moments_of_common(z, log_weights, gap) is None
+
+
+def test_one_draw_does_not_decide(rng):
+    z, log_weights, gap, *_ = log_normal_weights(rng)
+    z, log_weights, gap = z[:2000], log_weights[:2000], gap[:2000]
+    before = moments_of_common(z, log_weights, gap)
+    z[0], log_weights[0], gap[0] = 5.0, 20.0, 50.0
+    after = moments_of_common(z, log_weights, gap)
+    np.testing.assert_allclose(after.loc, before.loc, atol=0.05)
+
+
+def test_preceded_by(rng):
+    layer = LowerTriangular(3)
+    values = [rng.normal(size=v.type.shape) * 0.3 for v in layer.variables]
+    values[-1] = np.tril(values[-1], -1) + np.eye(3)
+    loc, factor = rng.normal(size=3), np.tril(0.3 * rng.normal(size=(3, 3)), -1) + 2 * np.eye(3)
+    noise = rng.normal(size=3)
+
+    def image(values, noise):
+        for variable, value in zip(layer.variables, values, strict=True):
+            variable.set_value(np.asarray(value, variable.type.dtype))
+        return emf.compile(layer).forward(noise)
+
+    expected, log_det = image(values, loc + factor @ noise)
+    found, found_log_det = image(layer.preceded_by(values, loc, factor), noise)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        found_log_det, log_det + np.log(np.diag(factor)).sum(), rtol=1e-6, atol=1e-6
+    )
+
+
+class TestRandomWalk:
+    """Given its step the walk is normal, so that the step's own posterior is known."""
+
+    def test_needs_no_step(self, approx):
+        assert approx.stopping == ("converged", 0)
+
+    def test_is_right(self, approx, observed):
+        mean, sd = exact_log_step(observed)
+        found = np.log(approx.sample(4000, random_seed=0).posterior["step"].to_numpy())
+        assert abs(found.mean() - mean) < 0.1 * sd
+        assert abs(np.log(found.std() / sd)) < 0.1
+
+    def test_nothing_is_in_doubt(self, approx):
+        assert approx.diagnose(random_seed=0).advice.startswith("Use it")
+
+
+STEPS = 250
+
+
+@pytest.fixture(scope="module")
+def observed():
+    rng = np.random.default_rng(0)
+    return np.cumsum(0.3 * rng.normal(size=STEPS)) + rng.normal(size=STEPS)
+
+
+@pytest.fixture(scope="module")
+def approx(observed):
+    with pm.Model():
+        step = pm.HalfNormal("step", 1)
+        first = pm.Normal.dist(0, 2)
+        x = pm.GaussianRandomWalk("x", sigma=step, init_dist=first, shape=STEPS)
+        pm.Normal("y", x, 1, observed=observed)
+        return pm.fit(method=emf.EMFApprox(), random_seed=1, progressbar=False)
+
+
+def exact_log_step(y):
+    """Mean and standard deviation of the log of the step, by quadrature."""
+    steps = np.exp(np.linspace(np.log(0.05), np.log(1.2), 60))
+    walk = np.minimum.outer(np.arange(STEPS), np.arange(STEPS))
+    log_density = []
+    for step in steps:
+        root = np.linalg.cholesky(4 + step**2 * walk + np.eye(STEPS))
+        z = np.linalg.solve(root, y)
+        log_density.append(-(z**2).sum() / 2 - np.log(np.diag(root)).sum() - step**2 / 2)
+    density = np.exp(np.array(log_density) - max(log_density)) * steps
+    density /= density.sum()
+    mean = density @ np.log(steps)
+    return mean, np.sqrt(density @ (np.log(steps) - mean) ** 2)
