@@ -15,8 +15,10 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 # What PyTensor evaluates is interpreted, rather than compiled by numba and a C compiler, the inner
 # functions of scans included; an interpreter takes fused operations element by element. Tests that
-# are about numba name it as their mode.
-os.environ.setdefault("PYTENSOR_FLAGS", "linker=py,cxx=,optimizer_excluding=fusion")
+# are about numba name it as their mode. No node remembers where it was made.
+os.environ.setdefault(
+    "PYTENSOR_FLAGS", "linker=py,cxx=,optimizer_excluding=fusion,traceback__limit=0"
+)
 
 
 @pytest.fixture

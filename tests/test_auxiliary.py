@@ -116,5 +116,6 @@ def test_an_error_does_not_hide_behind_the_search_for_its_cause(monkeypatch, cap
     monkeypatch.setattr(jax_fit, "explain", fail)
     rate = optax.sgd(1e6)  # which leads to where no number is
     with pytest.raises(NonFiniteELBOError, match="not finite at step"):
-        emf.fit(500, model=model_of(2), obj_optimizer=rate, random_seed=1, progressbar=False)
+        options = {"layers": "affine", "random_seed": 1, "progressbar": False}
+        emf.fit(500, model=model_of(2), obj_optimizer=rate, **options)
     assert "The search for its cause failed (no reason);" in caplog.text

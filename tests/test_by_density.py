@@ -182,11 +182,11 @@ SLOW = (
 )
 
 
-#: These are log-concave as Gamma and Beta are; one formula of its own is compared with its density.
+#: These are log-concave as Gamma and Beta are.
 ALIKE = ("InverseGamma", "SkewStudentT", "Wald")
 
 
-@parametrize(FAMILIES, slow=(*SLOW, *ALIKE, "Moyal"))  # which is a Gamma, too
+@parametrize(FAMILIES, quick=["Gamma", "Beta", "AsymmetricLaplace"])  # seconds each
 @few
 @given(data=hs.data())
 def test_ungated_layer_is_the_prior(name, data):
@@ -281,7 +281,7 @@ def test_tails_by_arbitrary_precision(name):
             )
 
 
-@parametrize(FAMILIES, slow=(*SLOW, *ALIKE[:2]))
+@parametrize(FAMILIES, slow=(*SLOW, *ALIKE))
 def test_log_det_is_the_prior_density(name):
     """Element by element; a truncation's constant, which PyMC adds, is left to the total."""
     compiled = functions(name)

@@ -238,6 +238,7 @@ def test_a_file_of_the_first_format(whole, tmp_path):
         )
 
 
+@pytest.mark.slow  # another fit for an argument that is not compared
 def test_without_a_seed_any_is_taken_up(path):
     assert fit(path, method(random_seed=None)).stopping == ("steps", 600)
 

@@ -36,7 +36,7 @@ def simple(monkeypatch):
     monkeypatch.setattr(covariance, "gamma_log", simple_quantile)
 
 
-# that of LKJCorr is a part of it, and compared below for large matrices; seven seconds each
+# that of LKJCorr is a part of it; seven seconds each
 @parametrize(["LKJCorr", "LKJCholeskyCov bounded", "Wishart"], quick=["LKJCholeskyCov bounded"])
 def test_density_is_the_prior(name):
     Family(DISTS[name]()).check_prior(jacobian=False)
@@ -66,11 +66,12 @@ PARAMETRIC = {
 }
 
 
-@parametrize(PARAMETRIC, quick=["LKJCorr", "Wishart"])  # a Cholesky factor has one of LKJCorr
+@parametrize(PARAMETRIC, quick=["Wishart"])  # LKJ's passes through quantiles of test_by_density.py
 def test_parameter_gradients(name, simple):
     parametric(*PARAMETRIC[name]).check_parameter_gradients()
 
 
+@pytest.mark.slow  # the density at other sizes and shapes, six times
 def test_large_correlation_matrices():
     eta = pt.scalar("eta")
     family = Family(pm.LKJCorr.dist(n=10, eta=eta), parameters=[eta], at=[1.0])

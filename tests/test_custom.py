@@ -140,7 +140,8 @@ def family(name):
     return Family(dist, transform)
 
 
-@parametrize(DISTS, slow=["shifted exp", "softplus cancelled"])  # two of the same functions
+# two of the same functions, and scales that are searched for
+@parametrize(DISTS, slow=["shifted exp", "softplus cancelled", "positive stacked"])
 def test_ungated_bijection_is_the_prior(name):
     family(name).check_prior()
 
@@ -156,6 +157,7 @@ FUNCTIONS = (
     "reciprocal",
     "sinh",
     "concatenated",
+    "positive stacked",
 )
 
 

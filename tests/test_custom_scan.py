@@ -122,7 +122,7 @@ def family(name):
     return Family(dist, transform)
 
 
-@pytest.mark.parametrize("name", DISTS)
+@parametrize(DISTS, slow=["scan of a function"])  # inverted by a search
 def test_ungated_bijection_is_the_prior(name):
     family(name).check_prior()
 

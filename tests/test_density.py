@@ -520,7 +520,7 @@ def test_embedded_in_another_model(fitted):
     np.testing.assert_allclose(fitted.log_prob(value), exact, rtol=1e-6)
 
 
-@pytest.mark.parametrize("of_a_loop", [False, True])
+@pytest.mark.parametrize("of_a_loop", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_several_variables_of_one_density(of_a_loop):
     flow = emf.MaskedAutoregressive(2, hidden=(4,), random_seed=1)
     estimator = emf.DensityEstimator(flow if of_a_loop else emf.Invert(flow), random_seed=1)

@@ -276,7 +276,7 @@ def plain_regression():
 
 
 def fit(model, n=300, **kwargs):
-    return emf.fit(n, model=model, layers="full_rank", random_seed=1, progressbar=False, **kwargs)
+    return emf.fit(n, model=model, layers="affine", random_seed=1, progressbar=False, **kwargs)
 
 
 @pytest.fixture(scope="module")

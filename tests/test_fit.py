@@ -235,6 +235,7 @@ class TestFit:
         np.testing.assert_allclose(draws.mean(), mean, rtol=0.02)
         assert (draws > 0).all()
 
+    @pytest.mark.slow  # so are the two fits of the next test
     def test_reproducible(self):
         first, second = (
             emf.fit(20, model=positive_scale(), random_seed=4, layers="affine", **quiet)
@@ -334,8 +335,11 @@ class TestFit:
         assert losses == [None] * 10
         assert approx.hist.size == 0
 
-    # pm.adam is compared with optax.adam below
-    @pytest.mark.parametrize("optimizer", [optax.adam(0.05), pm.adagrad_window])
+    @pytest.mark.parametrize(
+        # one of PyMC's is compared with that of optax below
+        "optimizer",
+        [optax.adam(0.05), pytest.param(pm.adagrad_window, marks=pytest.mark.slow)],
+    )
     def test_optimizers(self, optimizer):
         method = emf.EMFApprox(positive_scale(), layers="affine", random_seed=0, warm_start=False)
         start = np.array([p.get_value().sum() for p in method.approx.params])
@@ -363,6 +367,7 @@ class TestFit:
         emf.fit(10, model=positive_scale(), layers="affine", random_seed=0)
         assert "Average Loss" in capsys.readouterr().out
 
+    @pytest.mark.slow  # as test_logging.py, where it is shown
     def test_logs(self, caplog):
         with caplog.at_level(logging.INFO, logger="pymc_emf"):
             emf.fit(10, model=positive_scale(), layers="affine", random_seed=0, **quiet)

@@ -137,7 +137,7 @@ def check(case: Case, said: Said) -> str:
     return "draws"
 
 
-@pytest.mark.parametrize("number", [1, 35])  # of the 200, two that compile quickly
+@pytest.mark.parametrize("number", [1])  # of the 200, one that compiles quickly
 def test_a_random_fit(number):
     with Said() as said:
         check(random_case(number), said)

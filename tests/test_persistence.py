@@ -114,9 +114,10 @@ def test_layers_that_differ_in_their_code(tmp_path):
 @pytest.mark.parametrize(
     "model",
     [
-        {"prior": 6.0},
         {"observed": (28.0, 8.0, -3.01)},
-        {"prior": 6.0, "observed": (1.0, 2.0, 3.0)},
+        # whatever it is, another number of the same two is compared
+        pytest.param({"prior": 6.0}, marks=pytest.mark.slow),
+        pytest.param({"prior": 6.0, "observed": (1.0, 2.0, 3.0)}, marks=pytest.mark.slow),
     ],
 )
 def test_another_prior_and_other_data(fitted, tmp_path, model):
@@ -208,7 +209,7 @@ def test_every_wrong_bit_of_a_file(tmp_path):
     write_arrays(path, {"format": "some"}, arrays)
     content = path.read_bytes()
     n_refused = 0
-    for bit in range(0, 8 * len(content), 3):
+    for bit in range(0, 8 * len(content), 11):
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << (bit % 8)
         path.write_bytes(damaged)
@@ -221,7 +222,7 @@ def test_every_wrong_bit_of_a_file(tmp_path):
             assert header == {"format": "some"}
             for ours, theirs in zip(read, arrays, strict=True):
                 np.testing.assert_array_equal(ours, theirs, strict=True)
-    assert n_refused > 0.75 * len(content) * 8 / 3
+    assert n_refused > 0.75 * len(content) * 8 / 11
     for end in range(0, len(content), 5):
         path.write_bytes(content[:end])
         with pytest.raises(ValueError, match="damaged"):

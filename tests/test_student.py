@@ -30,7 +30,7 @@ def test_density_is_the_prior(name):
     Family(DISTS[name]()).check_prior(jacobian=False)
 
 
-@parametrize(DISTS, slow=["one"])  # which the batch has
+@parametrize(DISTS, quick=["batch"])  # one is in it, and walks are those of test_multivariate.py
 def test_laws(name, monkeypatch):
     monkeypatch.setattr(student, "student_t", simple_quantile)
     family = Family(DISTS[name]())

@@ -214,7 +214,8 @@ def test_backends_agree(name):
     check_backends(name, UNREWRITTEN)
 
 
-@parametrize(FAMILIES, quick=["Gumbel"])  # numba takes up to a minute
+@pytest.mark.slow  # numba takes up to a minute; of layers it is in the default session
+@EACH_FAMILY
 def test_numba_agrees(name):
     check_backends(name, "NUMBA")
 
