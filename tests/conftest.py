@@ -1,5 +1,6 @@
 """Settings that must be made before JAX and PyTensor are imported."""
 
+import gc
 import os
 
 from pathlib import Path
@@ -19,6 +20,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault(
     "PYTENSOR_FLAGS", "linker=py,cxx=,optimizer_excluding=fusion,traceback__limit=0"
 )
+# Graphs of millions of objects are searched for garbage a hundred times less often.
+gc.set_threshold(200_000, 20, 100)
 
 
 @pytest.fixture

@@ -57,6 +57,7 @@ def test_importance_weighted_loss_is_a_tighter_bound():
     assert elbo_loss > exact + 0.5
 
 
+@pytest.mark.slow  # two fits of a bridge; that the start is right test_targets.py asks as well
 def test_regression_is_right_where_the_cold_start_is_wrong():
     problem = load("LZB-r", 0)
     gaps = {}

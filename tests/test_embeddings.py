@@ -64,6 +64,7 @@ def test_where_the_choice_takes_longest():
     assert both.excess < fitted["continuity"].excess - 15
 
 
+@pytest.mark.slow  # fits every flow; what is fitted and drawn is tested above
 def test_command(tmp_path, capsys):
     embeddings.main(["--steps", "5", "--out", str(tmp_path)])
     assert "continuity > smoothness" in capsys.readouterr().out

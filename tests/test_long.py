@@ -21,9 +21,9 @@ def n_numbers(approx):
 
 
 @pytest.mark.parametrize(
-    # from 200 elements on a vector is long, and the way is the same
     "size",
-    [500, *(pytest.param(size, marks=pytest.mark.slow) for size in (1100, 10_000))],
+    # from 200 elements on a vector is long, and the way is that of the walk in test_marginal.py
+    [pytest.param(size, marks=pytest.mark.slow) for size in (500, 1100, 10_000)],
 )
 def test_walk(size):
     """Tridiagonal precision in value space: the start is all but exact."""

@@ -50,7 +50,7 @@ def functions(name, gated):
 
 
 # the others are this search under a transform, which takes up to half a minute to compile
-@parametrize(CASES, quick=["Normal", "Normal of different means"])
+@parametrize(CASES, quick=["Normal of different means"])
 def test_laws(name):
     compiled = functions(name, False)
     rng = np.random.default_rng(1)

@@ -253,6 +253,7 @@ def compiled(function, numbers):
 #: Each takes XLA five to ten seconds; what they roll up the others do too, in other combinations.
 SLOW = (
     lorenz_vectors,
+    lorenz_scalars,
     lorenz_observed_in_the_loop,
     positive_chain,
     panel,
