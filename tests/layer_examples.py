@@ -4,7 +4,9 @@ import numpy as np
 
 import pymc_emf as emf
 
+from pymc_emf.layers.held_sums import HeldSums
 from pymc_emf.layers.parameters import store
+from pymc_emf.model.soft_sums import SoftSum
 
 SIZE = 5
 
@@ -65,6 +67,12 @@ LAYERS = {
     "ConditionalAffine": lambda: framed(emf.ConditionalAffine(sparse()), *sparse_spread()),
     "ConditionalAffine with networks": lambda: framed(
         emf.ConditionalAffine(sparse(), hidden=3, dtype="float64", random_seed=0), *sparse_spread()
+    ),
+    "HeldSums": lambda: framed(
+        HeldSums(emf.ConditionalAffine(sparse()), [SoftSum(np.array([0, 1, 4]), 0.1)]),
+        *sparse_spread(),
+        np.array([[0.2, 0.5, 0.1, -0.3, 0.25]]),
+        np.array([[20.0]]),
     ),
     "Subset": lambda: emf.Subset(masked(2), [3, 1], size=SIZE),
     "Subset of an affine layer": lambda: emf.Subset(emf.LowerTriangular(3), [0, 4, 2], size=SIZE),

@@ -11,11 +11,13 @@ from pymc_emf.layers.autoregressive import MaskedAutoregressive
 from pymc_emf.layers.conditional_affine import ConditionalAffine
 from pymc_emf.layers.coupling import Coupling
 from pymc_emf.layers.elimination import Elimination
+from pymc_emf.layers.held_sums import HeldSums
 from pymc_emf.layers.invert import Invert
 from pymc_emf.layers.low_rank import LowRank
 from pymc_emf.layers.lower_triangular import LowerTriangular
 from pymc_emf.layers.spline import Spline
 from pymc_emf.layers.subset import Subset
+from pymc_emf.model.soft_sums import SoftSum
 
 __all__ = [
     "PRESETS",
@@ -58,11 +60,14 @@ class Shape:
         Positions of the elements of a model's smallest variables, on which others may depend.
     elimination : Elimination or None
         Order of elimination, if few elements interact.
+    sums : sequence of SoftSum
+        Beside these, by which all of theirs do.
     """
 
     size: int
     hubs: Sequence[int] = ()
     elimination: Elimination | None = None
+    sums: Sequence[SoftSum] = ()
 
 
 def _affine(shape: Shape, rng: np.random.Generator) -> list[Bijection]:
@@ -76,14 +81,16 @@ def _lower_triangular(shape: Shape, rng: np.random.Generator) -> list[Bijection]
 def _coupling(shape: Shape, rng: np.random.Generator) -> list[Bijection]:
     size = shape.size
     if shape.elimination is not None:
-        return _sparse(size, shape.elimination, rng)
+        return _sparse(shape, shape.elimination, rng)
     hubs = shape.hubs
     steering = [Coupling(size, hubs, random_seed=rng)] if 0 < len(hubs) < size else []
     return [*steering, LowRank(size)]
 
 
-def _sparse(size: int, order: Elimination, rng: np.random.Generator) -> list[Bijection]:
-    affine = ConditionalAffine(order, HIDDEN if size <= NETWORKS_UP_TO else 0, random_seed=rng)
+def _sparse(shape: Shape, order: Elimination, rng: np.random.Generator) -> list[Bijection]:
+    size = shape.size
+    free = ConditionalAffine(order, HIDDEN if size <= NETWORKS_UP_TO else 0, random_seed=rng)
+    affine: Bijection = HeldSums(free, shape.sums) if shape.sums else free
     # The common elements, on which all others depend, get the layers of a small model.
     few = order.core if len(order.core) <= FEW else order.core[: order.n_common]
     if not len(few):

@@ -10,6 +10,8 @@ import numpy as np
 import optax
 import pytensor
 
+from threadpoolctl import threadpool_limits
+
 from pymc_emf.engine.stopping import Stopping
 from pymc_emf.engine.trainer import average as average_loss
 from pymc_emf.variational.doubt import gain_at_the_end
@@ -84,7 +86,9 @@ def check(
     values, drawn = list(after), None
     if before is not None:
         values, drawn = _better(objective, before, after, rng)
-    corrected = correct_common(objective, values, rng)
+    # JAX's threads and those of the linear algebra would wait for each other
+    with threadpool_limits(1, user_api="blas"):
+        corrected = correct_common(objective, values, rng)
     if corrected is not None or drawn is None:
         values = values if corrected is None else corrected
         drawn = draw(objective, values, _noise(objective, rng))

@@ -155,6 +155,18 @@ class ConditionalNormal:
                 others[:, round.places] += (coefficients * others[:, parents]).sum(axis=2)
         return self.loc + np.concatenate([core, others], axis=1)[:, order.back]
 
+    def at(self, loc: np.ndarray) -> "ConditionalNormal":
+        """The same about another location."""
+        return replace(self, loc=loc)
+
+    def times_covariance(self, directions: np.ndarray) -> np.ndarray:
+        """Rows times the covariance given the common elements, where these are at their mean."""
+        _, _, of_core, of_others = self.pull(np.tile(self.loc, (len(directions), 1)), directions)
+        n, noise = self.order.n_common, np.zeros_like(directions)
+        noise[:, self.order.core[n:]] = of_core[:, n:]
+        noise[:, self.order.others] = of_others
+        return self.place(noise) - self.loc
+
     def around(self, noise: np.ndarray) -> "ConditionalNormal":
         """The same with the draw of this noise as its location."""
         changes = self.steering_noise(noise[None, self.order.core])

@@ -11,6 +11,7 @@ import numpy as np
 
 from pymc.variational.inference import State
 
+from pymc_emf.engine.garbage import without_collection
 from pymc_emf.engine.stopping import Stopping
 from pymc_emf.engine.trainer import Run, Trained
 from pymc_emf.exceptions import NonFiniteELBOError
@@ -77,6 +78,7 @@ def fit_by_jax(
     return State(run.done, step=steps.chunk, callbacks=ask.callbacks, score=ask.scores)
 
 
+@without_collection()
 def _start(kept, approx, ask, rng, file) -> tuple["_Fit", Any]:
     """The fit before its first step, with everything compiled, if there is a step to take."""
     prepared, timing, clock = approx.prepared, dict(approx.timing), _Clock()

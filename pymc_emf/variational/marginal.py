@@ -25,6 +25,8 @@ from typing import NamedTuple
 import numpy as np
 import pytensor
 
+from scipy.linalg import solve_triangular
+
 from pymc_emf.layers.lower_triangular import LowerTriangular
 from pymc_emf.layers.subset import Subset
 from pymc_emf.variational.importance import log_ratio
@@ -154,13 +156,14 @@ def _estimate(
     squares = np.column_stack([np.ones(n), noise, noise[:, first] * noise[:, second]])
     if len(squares.T) > MOST_COLUMNS * n:
         return None
-    _, rest = _regressed(squares, log_weights.astype(float)[:, None])
+    fit = _LeastSquares(squares)
+    _, rest = fit.bounded(log_weights.astype(float)[:, None])
     variance, skewness = rest.var(), (rest**3).mean()
     if variance > MAX_VARIANCE or abs(skewness) > MAX_SKEWNESS * max(variance, TINY) ** 1.5:
         return None
-    slopes, of_gap = _regressed(squares, gap.astype(float))
-    excess = rest**2 - squares @ _fit(squares, rest**2)
-    slopes = slopes + _fit(squares, of_gap * (rest + excess / 2))
+    slopes, of_gap = fit.bounded(gap.astype(float))
+    excess = rest**2 - squares @ fit(rest**2)
+    slopes = slopes + fit(of_gap * (rest + excess / 2))
     squared = np.zeros((size, size, size))
     squared[first, second] = squared[second, first] = slopes[1 + size :] / 2
     squared[np.diag_indices(size)] *= 2
@@ -205,16 +208,22 @@ def _front(objective: Objective) -> tuple[Subset, LowerTriangular] | None:
     return None
 
 
-def _fit(columns: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.linalg.lstsq(columns, y)[0]
+class _LeastSquares:
+    """Least squares on the same columns, again and again."""
 
+    def __init__(self, columns: np.ndarray):
+        self.columns = columns
+        self._axes, self._root = np.linalg.qr(columns)
 
-def _regressed(columns: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least squares in which single draws have a bounded share: coefficients and residuals."""
-    for _ in range(2):
-        found = _fit(columns, y)
-        rest = y - columns @ found
-        most = FARTHEST * rest.std(axis=0)
-        rest = np.clip(rest, -most, most)
-        y = columns @ found + rest
-    return found, rest
+    def __call__(self, y: np.ndarray) -> np.ndarray:
+        return solve_triangular(self._root, self._axes.T @ y)
+
+    def bounded(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients and residuals, where single draws have a bounded share."""
+        for _ in range(2):
+            found = self(y)
+            rest = y - self.columns @ found
+            most = FARTHEST * rest.std(axis=0)
+            rest = np.clip(rest, -most, most)
+            y = self.columns @ found + rest
+        return found, rest

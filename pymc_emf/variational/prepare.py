@@ -9,11 +9,14 @@ import numpy as np
 import pymc as pm
 
 from pymc_emf.engine.devices import shardings
+from pymc_emf.engine.garbage import without_collection
 from pymc_emf.engine.loop import CHUNK_SIZE, Chunk, compile_chunk, start_state
 from pymc_emf.engine.optimizers import Optimizer, make_optimizer
 from pymc_emf.layers.presets import SERIES_FROM, SPARSE_FROM, Shape, asks_for_structure, make_layers
 from pymc_emf.model.program import Program
+from pymc_emf.model.soft_sums import SoftSum, soft_sums
 from pymc_emf.variational.auxiliary import auxiliary
+from pymc_emf.variational.held_normal import without_sums
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.options import LEARNING_RATE, FitOptions, Options
 from pymc_emf.variational.probing import Structure, find_structure
@@ -55,6 +58,7 @@ class Prepared:
         return self.program.model
 
 
+@without_collection()
 def prepare(program: Program, options: Options, rng: np.random.Generator) -> Prepared:
     """Make the flow of a model.
 
@@ -67,22 +71,29 @@ def prepare(program: Program, options: Options, rng: np.random.Generator) -> Pre
     """
     structured = options.structured(program)
     target = Target(structured)
-    structure = None
+    structure, sums = None, soft_sums(program)
     few = SERIES_FROM if program.has_series else SPARSE_FROM
     if asks_for_structure(options.layers) and structured.size > few:
-        structure = _structure(target)
+        structure = _structure(target, sums)
         if structured.size <= SPARSE_FROM and not (structure and structure.order.n_steering):
             structure = None  # any normal is as cheap
     order, closed = (None, set()) if structure is None else structure
-    layers = make_layers(options.layers, Shape(structured.size, program.hubs, order), rng)
+    free = closed if order is None else closed.difference(order.core[: order.n_common].tolist())
+    shape = Shape(structured.size, program.hubs, order, _within(free, sums))
+    layers = make_layers(options.layers, shape, rng)
     objective = Objective(layers, structured, options.gradient, target)
     return Prepared(
         options, objective, [v.get_value() for v in objective.variables], frozenset(closed)
     )
 
 
-def _structure(target: Target) -> Structure | None:
-    """Which elements of the posterior interact, if that is of use."""
+def _within(elements: set[int], sums: Sequence[SoftSum]) -> list[SoftSum]:
+    """Sums of elements that are in units of value space."""
+    return [held for held in sums if elements.issuperset(held.places.tolist())]
+
+
+def _structure(target: Target, sums: Sequence[SoftSum]) -> Structure | None:
+    """Which elements of the posterior interact beside these sums, if that is of use."""
     structured = target.structured
     variables = [site.places.ravel() for site in structured.program.sites]
     initial = [np.asarray(v.get_value()) for v in target.variables]
@@ -90,7 +101,8 @@ def _structure(target: Target) -> Structure | None:
 
     def score_with(closed: set[int]) -> ScoreFn:
         own = structured.with_gates(initial[:n_own], closed, 0.0)
-        return target.score_at([*own, *initial[n_own:]])
+        score = target.score_at([*own, *initial[n_own:]])
+        return without_sums(score, _within(closed, sums))
 
     with (
         auxiliary("The search for elements that interact", "all are taken to do so"),

@@ -10,10 +10,12 @@ import pytensor
 
 from pymc_emf.engine.stopping import EXACT, rounding_hides
 from pymc_emf.layers.base import Framed
+from pymc_emf.layers.held_sums import HeldSums
 from pymc_emf.layers.presets import DENSE_LIMIT
 from pymc_emf.variational.auxiliary import auxiliary
 from pymc_emf.variational.conditional_normal import ConditionalNormal
 from pymc_emf.variational.factorisation import Factorisation
+from pymc_emf.variational.held_normal import HeldNormal
 from pymc_emf.variational.importance import (
     average,
     elbo_within,
@@ -329,14 +331,17 @@ class Search:
 
 def _family(layer: Framed) -> Callable[[np.ndarray, float], Any]:
     """Makes normals of the kind that the layer's frame can hold, or of any covariance."""
-    if layer.elimination is not None:
-        return partial(ConditionalNormal.isotropic, factorisation=Factorisation(layer.elimination))
-    return Normal.isotropic
+    if layer.elimination is None:
+        return Normal.isotropic
+    ways = Factorisation(layer.elimination)
+    if isinstance(layer, HeldSums):
+        return partial(HeldNormal.isotropic, factorisation=ways, sums=layer.sums)
+    return partial(ConditionalNormal.isotropic, factorisation=ways)
 
 
 def _candidate(layer: Framed, regressed: Regressed, gates: Values, closed: Set[int]) -> Candidate:
     normal = regressed.normal
-    if isinstance(normal, ConditionalNormal):
+    if not isinstance(normal, Normal):
         return Candidate(normal.loc, normal.spread, list(gates), closed)
     loc, factor = normal
     return Candidate(loc, layer.spread_of(factor @ factor.T), list(gates), closed)
