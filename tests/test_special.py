@@ -113,3 +113,13 @@ def test_hyp2f1():
             expected = np.array([float(mpmath.re(x)) for x in exact])
             np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
     assert np.isnan(compiled(1.0, 1.0, 2.0, 1.5)[0])  # where it is complex
+
+
+def test_what_is_held_constant_in_a_switch_has_no_slope():
+    """A search that is held constant may have slopes that are not finite, as this root has."""
+    x = pt.vector("x", shape=(3,))
+    found = stop_gradient(pt.cumsum(pt.sqrt(pt.maximum(x - 4.0, 0.0))))
+    y = pt.switch(x > 0, pt.log(x) * pt.exp(found), 0.5 * x)
+    function = jaxify([x], [y], with_slopes=True)
+    slopes = jax.grad(lambda v: function(v)[0].sum())(np.array([2.0, -1.0, 4.0]))
+    np.testing.assert_allclose(slopes, [0.5, 0.5, 0.25])

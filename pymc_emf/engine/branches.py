@@ -27,7 +27,7 @@ from pytensor.scalar.loop import ScalarLoop
 from pytensor.scalar.math import Erf, Erfc, Log1mexp, Sigmoid, Softplus
 from pytensor.tensor.elemwise import Elemwise
 
-from pymc_emf.bijections.numerics.special import LogNdtr
+from pymc_emf.bijections.numerics.special import LogNdtr, StopGradient
 
 __all__ = ["differentiate_forward", "guard_branches"]
 
@@ -156,9 +156,13 @@ def _elementwise(outputs: list[Variable], outside: set[Variable]) -> Iterator[Ap
 
 
 def _scalar_op(node: Apply) -> Any:
-    """What an elementwise node does to each element; None of any other node."""
+    """What an elementwise node does to each element; None of any other node.
+
+    What is held constant counts as another: its slope of zero, times one that is not finite,
+    would not be zero.
+    """
     op = node.op.scalar_op if isinstance(node.op, Elemwise) else None
-    return None if isinstance(op, ScalarLoop) else op
+    return None if isinstance(op, ScalarLoop | StopGradient) else op
 
 
 def differentiate_forward(function: Callable) -> Callable:

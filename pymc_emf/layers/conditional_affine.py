@@ -198,8 +198,13 @@ class ConditionalAffine(ElementwiseFramed):
         return self._as_stored([zero, zero, *networks, loc, np.log(scales), *others])
 
     def spread_of(self, covariance):
-        """Of variances alone, shape (size,)."""
-        order, sd = self.elimination, np.sqrt(covariance)
+        """Of variances alone, shape (size,), or of a matrix where all elements are common."""
+        order = self.elimination
         _, coefficients, slopes, _, *changes, _ = self._first_frame()
-        of_others = sd[order.others]
-        return of_others, coefficients, slopes, np.diag(sd[order.core]), *changes, of_others
+        if covariance.ndim == 1:
+            sd = np.sqrt(covariance)
+            factor, of_others = np.diag(sd[order.core]), sd[order.others]
+        else:
+            factor = np.linalg.cholesky(covariance[np.ix_(order.core, order.core)])
+            of_others = np.zeros(0)
+        return of_others, coefficients, slopes, factor, *changes, of_others

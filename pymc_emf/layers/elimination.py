@@ -78,6 +78,11 @@ class Elimination:
         return len(self.core) + len(self.others)
 
     @property
+    def is_dense(self) -> bool:
+        """Whether all elements are common."""
+        return self.n_common == self.size
+
+    @property
     def n_steering(self) -> int:
         """How many of the core, the first ones, steer the scales of the others."""
         few = self.n_common <= MAX_STEERING and self.neighbours.shape[1] <= MAX_STEERED

@@ -331,7 +331,7 @@ class Search:
 
 def _family(layer: Framed) -> Callable[[np.ndarray, float], Any]:
     """Makes normals of the kind that the layer's frame can hold, or of any covariance."""
-    if layer.elimination is None:
+    if layer.elimination is None or layer.elimination.is_dense:
         return Normal.isotropic
     ways = Factorisation(layer.elimination)
     if isinstance(layer, HeldSums):
