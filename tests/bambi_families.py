@@ -58,10 +58,6 @@ def _binomial(rng, eta):
 #: The default links of positive means, inverse and inverse squared, have no value where eta < 0,
 #: which the sampler's first steps visit: they get the log.
 LOG = {"link": "log"}
-#: Bambi's own prior of this family's intercepts has a standard deviation of 43. At a = exp(43) the
-#: difference of two log-gamma functions is lost to rounding: the density has spurious modes, tens
-#: of thousands of nats high. NUTS does not reach them from its start; a fit does (k-hat: inf).
-NARROW = {"priors": {"Intercept": bmb.Prior("Normal", mu=0.0, sigma=2.0)}}
 FAMILIES = {
     "asymmetriclaplace": ("y ~ x + z", lambda rng, eta: eta + rng.laplace(size=N), {}),
     "bernoulli": ("y ~ x + z", lambda rng, eta: rng.binomial(1, _chance(eta)), {}),
@@ -78,7 +74,7 @@ FAMILIES = {
     "binomial": ("p(y, trials) ~ x + z", _binomial, {}),
     "categorical": ("y ~ x + z", _categories, {}),
     "cumulative": ("y ~ 0 + x + z", _ordered, {}),
-    "dirichlet_multinomial": ("counts(y1, y2, y3) ~ x + z", _dirichlet_multinomial, NARROW),
+    "dirichlet_multinomial": ("counts(y1, y2, y3) ~ x + z", _dirichlet_multinomial, {}),
     "exgaussian": (
         "y ~ x + z",
         lambda rng, eta: eta + rng.normal(size=N) + rng.exponential(size=N),

@@ -217,15 +217,8 @@ def check_means(ours, nuts, names):
         assert off < 0, f"{name} is {off:.2f} sd too far from NUTS"
 
 
-def marked(name):
-    if name == "hurdle_negativebinomial":  # its likelihood's normalising constant
-        reason = "JAX has no gradient of betainc with respect to its shape parameters"
-        return pytest.param(name, marks=pytest.mark.xfail(reason=reason, raises=ValueError))
-    return name
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [marked(name) for name in FAMILIES])
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.filterwarnings("ignore:Cannot cache compiled function:Warning")
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning")
 def test_families_against_nuts(name, compiled_by_numba):

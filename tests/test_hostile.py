@@ -10,6 +10,7 @@ import pytest
 import pymc_emf as emf
 
 from pymc_emf.exceptions import BadStartError, DiscreteVariableError
+from pymc_emf.variational.points import point_in_noise, prior_scales
 
 quiet = {"layers": "affine", "progressbar": False}
 
@@ -156,6 +157,68 @@ def test_units(unit):
     assert mean == pytest.approx(500 / 101 * unit, rel=0.02)
     assert sd == pytest.approx(unit / np.sqrt(1.01), rel=0.05)
     assert approx.verdict.is_good
+
+
+DATA = np.random.default_rng(0).normal(0.3, 1.0, size=30)
+
+
+def check_in_units(model, unit, log_prior):
+    """Means and deviations of mu and s against those by summation, in units of one."""
+    mu, s = np.linspace(-1.5, 1.5, 401)[:, None], np.linspace(0.3, 2.5, 401)
+    squares = ((DATA - DATA.mean()) ** 2).sum() + len(DATA) * (DATA.mean() - mu) ** 2
+    log_density = -len(DATA) * np.log(s) - squares / (2 * s**2) + log_prior(mu, s)
+    weights = np.exp(log_density - log_density.max())
+    weights /= weights.sum()
+    approx = emf.fit(300, model=model, random_seed=1, layers="full_rank", progressbar=False)
+    posterior = approx.sample(4000, random_seed=1).posterior
+    for name, x in (("mu", mu), ("s", s)):
+        mean = float((weights * x).sum())
+        sd = float((weights * (x - mean) ** 2).sum() ** 0.5)
+        assert float(posterior[name].mean()) == pytest.approx(mean * unit, abs=0.1 * sd * unit)
+        assert float(posterior[name].std()) == pytest.approx(sd * unit, rel=0.1)
+
+
+@pytest.mark.parametrize("unit", [1e20, 1e-20])
+def test_units_of_priors(unit):
+    """A gate of 0.999 would add a thousandth of the noise to a prior whose scale is 1e-20."""
+    with pm.Model() as model:
+        mu, s = pm.Normal("mu", 0.0, 10 * unit), pm.HalfNormal("s", unit)
+        pm.Normal("y", mu, s, observed=DATA * unit)
+    check_in_units(model, unit, lambda mu, s: -(mu**2) / 200 - s**2 / 2)
+
+
+def test_data_far_from_where_a_fit_starts():
+    """By 20 orders of magnitude, with flat priors."""
+    with pm.Model() as model:
+        pm.Normal("y", pm.Flat("mu"), pm.HalfFlat("s"), observed=DATA * 1e20)
+    check_in_units(model, 1e20, lambda mu, s: 0.0)
+
+
+def test_a_predictor_in_another_unit():
+    with pm.Model() as model:
+        slope = pm.Normal("slope", 0.0, 10.0)
+        pm.Normal("y", 1e20 * slope, 1.0, observed=[3.0, 5.0])
+    mean, sd, approx = moments(model, "slope")
+    assert mean == pytest.approx(4e-20, rel=0.02)
+    assert sd == pytest.approx(np.sqrt(0.5) * 1e-20, rel=0.05)
+    assert approx.verdict.is_good
+
+
+def test_a_start_in_a_tiny_unit():
+    """The user's point is where it was put, though the gates have been opened."""
+    with pm.Model() as model:
+        x = pm.StudentT("x", nu=3, mu=0.0, sigma=1e-20, initval=4e-20)
+        pm.Normal("y", x, 1e-20, observed=[3e-20])
+    prepared = emf.EMFApprox(model, layers="affine").approx.prepared
+    objective = prepared.objective
+    scales = prior_scales(objective, prepared.initial)
+    own = objective.structured.own_parameters
+    opened = objective.structured.with_open_gates(objective.own(prepared.initial, own), scales)
+    values = objective.replace(prepared.initial, own, opened)
+    noise = point_in_noise(objective, values, {"x": np.array(4e-20)})
+    value, *_ = objective.target.evaluate_many(objective.split(values)[1], noise[None])
+    np.testing.assert_allclose(value, [[4e-20]], rtol=1e-6)
+    assert noise[0] > 1.0
 
 
 def test_no_data():

@@ -31,6 +31,13 @@ def test_two_modes_best_first():
     assert len(find_modes(energy_of(function), starts, 1)) == 1
 
 
+def test_many_orders_of_magnitude_away():
+    """As the log of a standard deviation is, of data in other units, from where a fit starts."""
+    function = energy_of(lambda x: 30 * x[0] + 3e41 * jnp.exp(-2 * x[0]) + x[1] ** 2)
+    (mode,) = find_modes(function, [np.array([0.0, 1.0])], 1)
+    np.testing.assert_allclose(mode.point, [np.log(2e40) / 2, 0.0], atol=0.05)
+
+
 def test_where_the_density_is_not_finite():
     function = energy_of(lambda x: jnp.sum(x - 3 * jnp.log(x)))  # NaN below zero
     (mode,) = find_modes(function, [np.full(2, 0.1), np.full(2, -1.0)], 3)

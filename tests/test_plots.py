@@ -134,7 +134,9 @@ def test_no_losses(approx, monkeypatch):
     monkeypatch.setattr(approx, "record", replace(approx.record, hist=np.zeros(0)))
     with pytest.raises(ValueError, match="There are no losses to plot: fit with score=True"):
         emf.plot_loss(approx)
-    with pytest.raises(ValueError, match="no group fit, but none"):
+    with pytest.raises(ValueError, match="window must be a positive integer, got 0"):
+        emf.plot_loss(approx, window=0)
+    with pytest.raises(ValueError, match=r"no group fit, but none.*result of approx.sample or"):
         emf.plot_loss(xr.DataTree())
 
 
@@ -243,7 +245,8 @@ def test_draws_with_a_prior(idata):
     assert axes[0].lines[0].get_label() == "prior"
     without = idata.copy()
     del without["prior"]
-    with pytest.raises(ValueError, match="no group prior"):
+    added = r"no group prior.*itself, or data to which pm.sample_prior_predictive has been added"
+    with pytest.raises(ValueError, match=added):
         emf.plot_prior_posterior(without)
 
 
@@ -331,6 +334,7 @@ def test_truth_is_aligned_by_its_coords(idata, wrap):
     [
         ({"nu": 1.0}, KeyError, r"no variable \['nu'\] to plot; there are mu, "),
         ({}, ValueError, "There is nothing to plot"),
+        (1.0, TypeError, "truth must map names of variables to their values, got float"),
         ({"theta": np.zeros(3)}, ValueError, r"truth of theta must have shape \(4,\), got \(3,\)"),
         ({"theta": xr.DataArray(np.zeros(4), dims="k")}, ValueError, r"theta has dims \('k',\)"),
         (
@@ -379,6 +383,29 @@ def test_ranks():
     empty = Calibration(xr.Dataset(data).isel(simulation=slice(0)), 99, np.zeros(0), {})
     with pytest.raises(ValueError, match="No fit succeeded"):
         emf.plot_ranks(empty)
+
+
+def test_of_something_else(idata):
+    for plot in (emf.plot_loss, emf.plot_gates, emf.plot_prior_posterior):
+        with pytest.raises(TypeError, match=r"approx must be an approximation.* got Dataset"):
+            plot(idata.posterior.to_dataset())
+    with pytest.raises(TypeError, match=r"approx must be an approximation.* got NoneType"):
+        emf.plot_truth(None, {"mu": 1.0})
+    with pytest.raises(TypeError, match=r"must be what emf.calibrate returns, got DataTree"):
+        emf.plot_ranks(idata)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"ci_probs": 0.9}, "ci_probs must be two probabilities, got 0.9"),
+        ({"ci_probs": (0.5, 90)}, "ci_probs must be two probabilities"),
+        ({"ci_kind": "central"}, 'ci_kind must be "eti" or "hdi", got \'central\''),
+    ],
+)
+def test_wrong_intervals(idata, options, words):
+    with pytest.raises(ValueError, match=words):
+        emf.plot_truth(idata, {"mu": 1.0}, **options)
 
 
 # --- axes --------------------------------------------------------------------------------------

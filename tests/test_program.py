@@ -16,6 +16,7 @@ from pymc_emf.bijections.core.affine import LocScale
 from pymc_emf.bijections.core.base import _build
 from pymc_emf.exceptions import DiscreteVariableError, EmbeddingError
 from pymc_emf.model.program import Program
+from tests.helpers import parametrize
 
 
 def kitchen_sink():
@@ -244,8 +245,45 @@ def test_gates_are_those_of_the_values(gate):
     np.testing.assert_allclose(gates["y"], opened[-1])
     assert gates["slope"] == 0
     opened = layer.gates(layer.prior_values([given]))
-    np.testing.assert_allclose(np.append(opened["x"], opened["y"]), 0.999)
+    np.testing.assert_allclose(np.append(opened["x"], opened["y"]), 1.0)
     np.testing.assert_allclose(layer.gates([raw.get_value()])["x"], 0.6)  # which has not changed
+
+
+TINY = 1e-20
+NARROW = {
+    "normal": lambda: pm.Normal("x", 0.0, TINY),
+    "student": lambda: pm.StudentT("x", nu=3, mu=0.0, sigma=TINY),
+    "laplace": lambda: pm.Laplace("x", 0.0, TINY),
+    "mixture": lambda: pm.NormalMixture("x", [0.5, 0.5], [-TINY, TINY], [TINY, TINY]),
+    "multivariate": lambda: pm.MvNormal("x", np.zeros(2), chol=TINY * np.eye(2)),
+    "multivariate student": lambda: pm.MvStudentT("x", nu=4, mu=np.zeros(2), chol=TINY * np.eye(2)),
+    "walk": lambda: pm.GaussianRandomWalk(
+        "x", sigma=TINY, init_dist=pm.Normal.dist(0.0, TINY), shape=3
+    ),
+    "autoregressive": lambda: pm.AR(
+        "x", rho=[0.5], sigma=TINY, init_dist=pm.Normal.dist(0.0, TINY), shape=3
+    ),
+}
+
+
+@parametrize(NARROW, quick=["normal", "laplace"])  # up to seven seconds each to compile
+def test_open_gates_on_a_narrow_prior(name):
+    """With a gate that is one but for the last digit, nothing is added and nothing is lost."""
+    with pm.Model() as model:
+        NARROW[name]()
+    layer, prior = emf.StructuredLayer(model, "element"), emf.StructuredLayer(model)
+    own = [p.get_value() for p in layer.own_parameters]
+    np.testing.assert_allclose(layer.gates(own)["x"], 0.999)
+    (raw,) = layer.with_open_gates(own, np.full(layer.size, TINY))
+    layer.own_parameters[0].set_value(raw)
+    noise = np.linspace(-1.0, 1.2, layer.size)
+    value, log_det = emf.compile(layer).forward(noise)
+    expected, expected_log_det = emf.compile(prior).forward(noise)
+    np.testing.assert_allclose(value, expected, rtol=0.002)
+    np.testing.assert_allclose(log_det, expected_log_det, atol=0.01)
+    again, back = emf.compile(layer).inverse(value)
+    np.testing.assert_allclose(again, noise, atol=1e-5)
+    np.testing.assert_allclose(back, -log_det, rtol=1e-6)
 
 
 def bounded_by_parts():

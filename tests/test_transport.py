@@ -53,6 +53,25 @@ def test_moments(line, drawn):
     assert float(az.rhat(drawn)["beta"].max()) < 1.03
 
 
+def test_in_the_context_of_the_model():
+    """Twice, and after the data have changed: the user's model gets no variable of ours."""
+    with pm.Model(coords={"row": range(3)}) as model:
+        data = pm.Data("data", np.zeros(3), dims="row")
+        pm.Normal("y", pm.Normal("x"), 1.0, observed=data, dims="row")
+        approx = emf.fit(20, random_seed=1, layers="affine", progressbar=False)
+        pm.set_data({"data": np.zeros(5)}, coords={"row": range(5)})
+        before = list(model.named_vars)
+        for seed in (1, 2):
+            drawn = approx.nuts(
+                **SHORT | {"draws": 20, "tune": 20, "chains": 1},
+                random_seed=seed,
+                nuts_sampler="pymc",
+            )
+        assert list(model.named_vars) == before
+    np.testing.assert_array_equal(drawn.observed_data["row"], range(3))
+    assert set(drawn.posterior.data_vars) == {"x"}
+
+
 def test_groups_and_statistics(line, drawn):
     approx, *_ = line
     plain = approx.sample(10)

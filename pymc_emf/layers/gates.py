@@ -22,8 +22,9 @@ type Gate = Literal["element", "variable"] | None
 #: (EMF A.3).
 GATE_SCALE = 100.0
 
-#: Value of a gate that is as good as open.
-OPEN = 0.999
+#: Raw parameter of a gate that is one in any precision, and what a gate lets through that is as
+#: good as open.
+OPEN, AJAR = 1.0, 1e-3
 #: The logit of a gate that is zero in any precision.
 SHUT = -1e4
 
@@ -65,7 +66,27 @@ class Gates(Strategy):
         return embedding.gated(own)
 
     def prior_values(self, values):
-        return [np.full_like(raw, gate_parameter(OPEN)) for raw in values]
+        return [np.full_like(raw, OPEN) for raw in values]
+
+    def opened(self, values: Sequence[np.ndarray], scales: dict[str, np.ndarray]):
+        """Parameters with gates that let through as small a share of narrow priors as of others.
+
+        A gate of 0.999 adds a thousandth of the noise, which is more than all of a prior whose
+        scale is 1e-20.
+
+        Parameters
+        ----------
+        values : sequence of ndarray
+        scales : dict
+            By the name of a site, of its elements' priors in value space.
+        """
+        (raw,) = changed = [np.array(value) for value in values]
+        for name, places in self.places.items():
+            let_through = expit(-GATE_SCALE * raw[places])
+            narrow = (scales[name] > 0) & (scales[name] < let_through) & (let_through < 2 * AJAR)
+            wanted = -np.log(let_through * scales[name], where=narrow, out=np.zeros(places.shape))
+            np.maximum.at(raw, places[narrow], (wanted / GATE_SCALE)[narrow].astype(raw.dtype))
+        return changed
 
     def gates(self, values):
         if not self.parameters:

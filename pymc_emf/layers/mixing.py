@@ -16,7 +16,6 @@ from pytensor.tensor.sharedvar import SharedVariable
 from scipy.special import expit, logit
 
 from pymc_emf.bijections.mixing import Domain, Mixing, mixed_bijection, used_weights
-from pymc_emf.layers.gates import OPEN
 from pymc_emf.layers.parameters import parameter
 from pymc_emf.layers.strategy import Strategy
 from pymc_emf.layers.structured import StructuredLayer
@@ -24,6 +23,9 @@ from pymc_emf.model.program import Program
 from pymc_emf.rolling import Values
 
 __all__ = ["MixedParameters", "mixed_layer"]
+
+#: Weight of the prior's parameter that is as good as one.
+PRIOR_WEIGHT = 0.999
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class MixedParameters(Strategy):
         return mixed_bijection(pattern.rv, pattern.transform, pattern.site.shape, Mixing(own))
 
     def prior_values(self, values):
-        return self.with_weights(values, OPEN)
+        return self.with_weights(values, PRIOR_WEIGHT)
 
     def with_weights(self, values: Sequence[np.ndarray], weight: float) -> list[np.ndarray]:
         """Values of the parameters with all weights alike."""

@@ -242,6 +242,22 @@ class StructuredLayer(Layer):
             changed[0][self.strategy.places[site.name][chosen]] = gate_parameter(gate)
         return changed
 
+    def with_open_gates(self, values: Sequence[np.ndarray], scales: np.ndarray) -> list[np.ndarray]:
+        """Values of ``own_parameters`` with gates as open to narrow priors as to others.
+
+        Parameters
+        ----------
+        values : sequence of ndarray
+            Of ``own_parameters``.
+        scales : ndarray, shape (size,)
+            Of the elements' priors.
+        """
+        if not (isinstance(self.strategy, Gates) and values):
+            return list(values)
+        return self.strategy.opened(
+            values, {site.name: scales[site.places] for site in self._gated_sites}
+        )
+
     def gates(self, values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Gate of every element, in the shape of each variable's value.
 

@@ -47,6 +47,7 @@ __all__ = [
     "TAIL",
     "TRUTH",
     "add_legend",
+    "check_source",
     "draw_density",
     "draw_posterior",
     "estimate_density",
@@ -176,14 +177,31 @@ def place_elements(ax: Axes, coord: xr.DataArray, labeller: BaseLabeller) -> np.
 # --- what is drawn -----------------------------------------------------------------------------
 
 
+#: Who makes the groups of the data.
+MAKERS = {
+    "fit": "the result of approx.sample or approx.nuts",
+    "posterior": "data with draws, as approx.sample or pm.sample returns them",
+    "prior": "data to which pm.sample_prior_predictive has been added",
+}
+
+
 def get_group(data: xr.DataTree, name: str) -> xr.Dataset:
     """Take a group of the data that must be there."""
     if name not in data.children:
         raise ValueError(
             f"The data have no group {name}, but {', '.join(data.children) or 'none'}; pass the "
-            "approximation itself, or the result of its sample()."
+            f"approximation itself, or {MAKERS[name]}."
         )
     return data[name].to_dataset()
+
+
+def check_source(source: Any) -> None:
+    """Raise TypeError unless it is an approximation or data with groups."""
+    if not isinstance(source, xr.DataTree) and not hasattr(source, "sample_node"):
+        kind = type(source).__name__
+        raise TypeError(
+            f"approx must be an approximation, as pm.fit returns it, or a DataTree, got {kind}."
+        )
 
 
 def draw_posterior(

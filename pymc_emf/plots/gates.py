@@ -14,6 +14,7 @@ from arviz_base.labels import BaseLabeller
 from pymc_emf.plots.common import (
     POSTERIOR,
     FilterVars,
+    check_source,
     get_group,
     label_ticks,
     limit_panels,
@@ -87,6 +88,7 @@ def plot_gates(
     ['mu']
     """
     require_matplotlib()
+    check_source(approx)
     labeller = BaseLabeller() if labeller is None else labeller
     if isinstance(approx, xr.DataTree):
         fit = get_group(approx, "fit")

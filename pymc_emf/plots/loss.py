@@ -8,9 +8,11 @@ import arviz_stats  # noqa: F401 (adds the accessor azstats to xarray's classes)
 import numpy as np
 import xarray as xr
 
+from pymc_emf.arguments import check_positive
 from pymc_emf.plots.common import (
     POSTERIOR,
     add_legend,
+    check_source,
     get_group,
     line_style,
     make_axes,
@@ -81,6 +83,9 @@ def plot_loss(
     'negative ELBO, nats'
     """
     require_matplotlib()
+    check_source(approx)
+    if window is not None:
+        check_positive("window", window)
     if isinstance(approx, xr.DataTree):
         fit = get_group(approx, "fit")
         losses, stopped = -fit["elbo"].values, fit.attrs.get("stopped", "")

@@ -21,6 +21,7 @@ from pymc_emf.plots.common import (
     TAIL,
     FilterVars,
     add_legend,
+    check_source,
     draw_density,
     draw_posterior,
     estimate_density,
@@ -117,6 +118,7 @@ def plot_prior_posterior(
     ['prior', 'posterior']
     """
     require_matplotlib()
+    check_source(approx)
     labeller = BaseLabeller() if labeller is None else labeller
     posterior = draw_posterior(approx, draws, random_seed)
     prior_label = "prior"

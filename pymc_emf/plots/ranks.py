@@ -89,6 +89,9 @@ def plot_ranks(
     'mu'
     """
     require_matplotlib()
+    if not hasattr(calibration, "ranks"):
+        kind = type(calibration).__name__
+        raise TypeError(f"calibration must be what emf.calibrate returns, got {kind}.")
     if not calibration.simulations:
         raise ValueError("No fit succeeded, so that there are no ranks; see calibration.errors.")
     labeller = BaseLabeller() if labeller is None else labeller

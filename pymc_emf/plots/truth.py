@@ -19,6 +19,7 @@ from pymc_emf.plots.common import (
     TRUTH,
     FilterVars,
     add_legend,
+    check_source,
     draw_density,
     draw_posterior,
     estimate_density,
@@ -103,7 +104,8 @@ def plot_truth(
     KeyError
         If a variable is not there.
     ValueError
-        If the truth of a variable has another shape, or other dims or coords, than its draws.
+        If the truth of a variable has another shape, or other dims or coords, than its draws, or
+        ``ci_probs`` or ``ci_kind`` is none.
 
     Examples
     --------
@@ -118,11 +120,19 @@ def plot_truth(
     'day'
     """
     require_matplotlib()
+    check_source(approx)
     labeller = BaseLabeller() if labeller is None else labeller
     if ci_probs is None:
         ci_probs = (0.5, rcParams["stats.ci_prob"])
+    if np.shape(ci_probs) != (2,) or not all(0 < prob < 1 for prob in ci_probs):
+        raise ValueError(f"ci_probs must be two probabilities, got {ci_probs!r}.")
     if ci_kind is None:
         ci_kind = rcParams["stats.ci_kind"]
+    if ci_kind not in ("eti", "hdi"):
+        raise ValueError(f'ci_kind must be "eti" or "hdi", got {ci_kind!r}.')
+    if not isinstance(truth, Mapping | xr.DataTree):
+        kind = type(truth).__name__
+        raise TypeError(f"truth must map names of variables to their values, got {kind}.")
     known: dict[Any, Any] = dict(truth.data_vars if isinstance(truth, xr.DataTree) else truth)
     posterior = draw_posterior(approx, draws, random_seed)
     posterior = select_variables(

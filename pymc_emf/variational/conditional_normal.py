@@ -62,18 +62,19 @@ class ConditionalNormal:
 
     @classmethod
     def isotropic(
-        cls, loc: np.ndarray, scale: float, factorisation: Factorisation
+        cls, loc: np.ndarray, scale: float | np.ndarray, factorisation: Factorisation
     ) -> "ConditionalNormal":
-        """Independent elements of one scale."""
+        """Independent elements of one scale, or of one each."""
         order = factorisation.order
+        scales = np.broadcast_to(scale, len(loc))
         n_core, n_others = len(order.core), len(order.others)
         return cls(
             loc,
             factorisation,
-            np.full(n_others, scale),
+            scales[order.others],
             np.zeros(order.n_coefficients),
             np.zeros((n_others, n_core)),
-            scale * np.eye(n_core),
+            np.diag(scales[order.core]),
             tuple(np.zeros((order.n_steering, n)) for n in (n_others, order.n_coefficients)),
         )
 

@@ -43,9 +43,13 @@ class HeldNormal(Family):
 
     @classmethod
     def isotropic(
-        cls, loc: np.ndarray, scale: float, factorisation: Factorisation, sums: Sequence[SoftSum]
+        cls,
+        loc: np.ndarray,
+        scale: float | np.ndarray,
+        factorisation: Factorisation,
+        sums: Sequence[SoftSum],
     ) -> "HeldNormal":
-        """Independent elements of one scale, but for the sums."""
+        """Independent elements of one scale, or of one each, but for the sums."""
         return cls.holding(ConditionalNormal.isotropic(loc, scale, factorisation), sums)
 
     @classmethod

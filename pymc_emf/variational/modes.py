@@ -16,6 +16,9 @@ __all__ = ["Energy", "Mode", "find_modes", "low_rank_normal"]
 
 #: Iterations of L-BFGS; regression of scores goes on from where they lead.
 N_ITERATIONS = 50
+#: Nats beyond which as many follow, so often, as long as they halve the energy: the start is many
+#: orders of magnitude away.
+HIGH, MAX_MORE = 1e8, 10
 #: Modes are the same if neither their energies nor their places differ by more.
 SAME_ENERGY, SAME_PLACE = 0.1, 0.1
 #: Random signs with which the diagonals of a large Hessian are estimated.
@@ -186,8 +189,14 @@ def find_modes(energy: Energy, starts: Sequence[np.ndarray], n_modes: int) -> li
 
 def _descend(energy: Energy, start: np.ndarray) -> Mode:
     options = {"maxiter": N_ITERATIONS}
-    result = minimize(energy, start.astype(float), jac=True, method="L-BFGS-B", options=options)
-    return Mode(result.x, float(result.fun))
+    point, value = start.astype(float), WALL
+    for _ in range(1 + MAX_MORE):
+        before = value
+        result = minimize(energy, point, jac=True, method="L-BFGS-B", options=options)
+        point, value = result.x, float(result.fun)
+        if not HIGH < value < before / 2:
+            break
+    return Mode(point, value)
 
 
 def _known(mode: Mode, modes: list[Mode]) -> bool:

@@ -12,6 +12,7 @@ import xarray as xr
 
 from pymc.initial_point import make_initial_point_fn
 from pytensor.graph.basic import Variable
+from pytensor.graph.replace import graph_replace
 from pytensor.graph.traversal import ancestors
 from pytensor.xtensor.type import XTensorVariable
 
@@ -20,11 +21,12 @@ from pymc_emf.exceptions import BadStartError
 from pymc_emf.model.program import Program
 from pymc_emf.variational.importance import log_ratio
 from pymc_emf.variational.objective import Objective, Values
-from pymc_emf.variational.target import Target
 
-__all__ = ["evaluate_prior", "initial_point", "point_in_noise", "user_point"]
+__all__ = ["evaluate_prior", "initial_point", "point_in_noise", "prior_scales", "user_point"]
 
 N_PRIOR_DRAWS = 200
+#: Draws that tell how wide the priors are.
+N_SCALE_DRAWS = 50
 
 
 def user_point(program: Program, start: Mapping[str, Any] | None) -> dict[str, np.ndarray] | None:
@@ -91,17 +93,56 @@ def _in_order(program: Program, name: str, value: Any) -> Any:
     return value.values if isinstance(value, xr.DataArray | XTensorVariable) else value
 
 
-def point_in_noise(target: Target, point: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Structured noise of a point of unconstrained values, at the layer's initial values."""
-    program = target.program
+def prior_scales(objective: Objective, values: Values) -> np.ndarray:
+    """Median deviations of all elements in value space, of the prior, shape (size,).
+
+    Parameters
+    ----------
+    objective : Objective
+    values : sequence of array
+        Of all variables.
+    """
+    structured, target = objective.structured, objective.target
+    if not structured.gated_elements:
+        return np.ones(objective.size)
+    own = objective.own(values, structured.own_parameters)
+    prior = objective.replace(values, structured.own_parameters, structured.prior_values(own))
+    # the same for every fit: its own stream goes on as if there had been none
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(target.affordable(N_SCALE_DRAWS), objective.size))
+    noise = noise.astype(pytensor.config.floatX)
+    value, *_ = target.evaluate_many(objective.split(prior)[1], noise)
+    with np.errstate(invalid="ignore"):  # what overflows is not narrow
+        return np.median(np.abs(value - np.median(value, axis=0)), axis=0)
+
+
+def point_in_noise(
+    objective: Objective, values: Values, point: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Structured noise of a point of unconstrained values.
+
+    Parameters
+    ----------
+    objective : Objective
+    values : sequence of array
+        Of all variables.
+    point : mapping
+    """
+    program, structured = objective.program, objective.structured
     flat = np.concatenate(
         [np.ravel(point[site.value_name]) for site in program.sites_in_model_order]
     )
-    value = pt.vector("value", shape=(target.size,), dtype=pytensor.config.floatX)
+    value = objective.noise("value")
     flat = flat.astype(value.dtype)
-    noise = evaluate_once({value: flat}, target.structured.inverse(value)[0])
+    own = objective.own(values, structured.parameters)
+    known: dict[Variable, Variable] = {
+        variable: pt.constant(np.asarray(array, dtype=variable.type.dtype))
+        for variable, array in zip(structured.parameters, own, strict=True)
+    }
+    (inverse,) = graph_replace([structured.inverse(value)[0]], known, strict=False)
+    noise = evaluate_once({value: flat}, inverse)
     if not np.isfinite(noise).all():  # without the rewrites that stabilise it may overflow
-        noise, _ = target.structured_layer.inverse(flat)
+        noise = evaluate_once({value: flat}, inverse, rewritten=True)
     for site in program.sites:
         if not np.isfinite(noise[site.noise]).all():
             raise BadStartError(f"The start of {site.name} lies outside of its support.")

@@ -50,7 +50,7 @@ REACH, GROWTH_OF_REACH = 2.0, 2.0
 #: A first normal is shrunk until its log weights vary by no more, in nats: beside a constant for
 #: each square root of an element, and of many elements for every ten.
 CALM = 5.0
-MAX_SHRINKAGE = 15
+MAX_SHRINKAGE = 40
 #: Distances of neighbouring floats that a standard deviation must have.
 RESOLUTION = 10
 
@@ -123,8 +123,8 @@ class Normal(NamedTuple):
     factor: np.ndarray
 
     @classmethod
-    def isotropic(cls, loc: np.ndarray, scale: float) -> "Normal":
-        """Independent elements of one scale."""
+    def isotropic(cls, loc: np.ndarray, scale: float | np.ndarray) -> "Normal":
+        """Independent elements of one scale, or of one each."""
         return cls(loc, scale * np.eye(len(loc)))
 
     def log_det(self, noise: np.ndarray) -> float:
@@ -208,9 +208,9 @@ class _Batch:
 def regress_scores(
     score: ScoreFn,
     loc: np.ndarray,
-    scale: float,
+    scale: float | np.ndarray,
     rng: np.random.Generator,
-    isotropic: Callable[[np.ndarray, float], Any] = Normal.isotropic,
+    isotropic: Callable[[np.ndarray, Any], Any] = Normal.isotropic,
     to_beat: float = -np.inf,
 ) -> Regressed:
     """Move a normal until its ELBO no longer rises.
@@ -220,9 +220,9 @@ def regress_scores(
     score : callable
     loc : ndarray, shape (size,)
         First mean.
-    scale : float
-        First standard deviation of all elements; it is reduced until the density hardly varies
-        over the draws, or is at least finite.
+    scale : float or ndarray, shape (size,)
+        First standard deviation of all elements, or of each; it is reduced until the density
+        hardly varies over the draws, or is at least finite.
     rng : Generator
     isotropic : callable
         The normal of a mean and a scale, of the family that is wanted.
@@ -236,7 +236,7 @@ def regress_scores(
         now = _sample(score, normal, n_draws, rng)
         if np.isfinite(now.elbo) and now.sd < CALM * (1 + max(np.sqrt(size), size / 10)):
             break
-        scale /= 10
+        scale = scale / 10
     else:  # it varies however close the draws are, by rounding
         return Regressed(now.normal, -np.inf, np.inf)
     n_batches = normal.n_turns * _n_batches(n_draws, size, normal.n_coefficients)

@@ -10,6 +10,7 @@ import pytensor
 
 from pymc_emf.engine.stopping import EXACT, rounding_hides
 from pymc_emf.layers.base import Framed
+from pymc_emf.layers.gates import AJAR
 from pymc_emf.layers.held_sums import HeldSums
 from pymc_emf.layers.presets import DENSE_LIMIT
 from pymc_emf.variational.auxiliary import auxiliary
@@ -123,6 +124,8 @@ class Search:
     rng : Generator
     closed : set of int
         Elements that normal approximations are to have in value space.
+    scales : ndarray, optional
+        Of the elements' priors there; by default one.
     """
 
     def __init__(
@@ -131,7 +134,13 @@ class Search:
         values: Values,
         rng: np.random.Generator,
         closed: Set[int] = frozenset(),
+        scales: np.ndarray | None = None,
     ):
+        # units of the first normal approximation
+        self.units = np.ones(objective.size)
+        if scales is not None:
+            narrow = [i for i in closed if 0 < scales[i] < AJAR]
+            self.units[narrow] = scales[narrow]
         self.objective, self.values, self.rng, self.closed = objective, list(values), rng, closed
         self.gates = objective.own(values, objective.structured.parameters)
 
@@ -243,13 +252,16 @@ class Search:
 
         def try_prior() -> None:
             best = max((known.elbo for known in found.values()), default=-np.inf)
-            found["scores"] = regress_scores(score, first, 1.0, self.rng, family, to_beat=best)
+            found["scores"] = regress_scores(
+                score, first, self.units, self.rng, family, to_beat=best
+            )
 
         def try_modes() -> None:
             names = iter(["mode", *(f"mode {i + 2}" for i in range(N_MODES))])
             for point in self._modes(score, starts, self._few(N_MODES, 1)):
                 if not any(self._is_near(r) and r.normal.holds(point) for r in found.values()):
-                    found[next(names)] = regress_scores(score, point, MODE_SCALE, self.rng, family)
+                    scale = MODE_SCALE * self.units
+                    found[next(names)] = regress_scores(score, point, scale, self.rng, family)
 
         if sparse:
             # modes of many elements and their common scales have next to no mass

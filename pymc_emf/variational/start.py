@@ -15,7 +15,12 @@ from pymc_emf.engine.trainer import Trained
 from pymc_emf.variational.auxiliary import auxiliary
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.options import GATE_LEARNING_RATE, LEARNING_RATE
-from pymc_emf.variational.points import evaluate_prior, point_in_noise, user_point
+from pymc_emf.variational.points import (
+    evaluate_prior,
+    point_in_noise,
+    prior_scales,
+    user_point,
+)
 from pymc_emf.variational.prepare import Prepared
 from pymc_emf.variational.search import (
     N_RANKING_DRAWS,
@@ -91,13 +96,20 @@ def find_start(
     """
     begin = time.perf_counter()
     objective, options = prepared.objective, prepared.options
-    values = list(prepared.initial if initial is None else initial)
+    initial = prepared.initial if initial is None else initial
     layer = framed_layer(objective)
     if options.start is not None and layer is None:
         raise ValueError("A start needs an affine layer as the last of the layers; add one.")
     point = user_point(prepared.program, options.start)
-    start = None if point is None else point_in_noise(objective.target, point)
     objective.rewrite()
+    scales = prior_scales(objective, initial)
+    gates = objective.own(initial, objective.structured.own_parameters)
+    values = objective.replace(
+        initial,
+        objective.structured.own_parameters,
+        objective.structured.with_open_gates(gates, scales),
+    )
+    start = None if point is None else point_in_noise(objective, values, point)
     noise, log_density = evaluate_prior(objective, values, rng, start)
     if options.warm_start is False:
         report = WarmStart("none")
@@ -107,9 +119,8 @@ def find_start(
 
     # JAX's threads and those of the linear algebra would wait for each other
     with threadpool_limits(1, user_api="blas"):
-        values, report = Search(objective, values, rng, prepared.closed).run(
-            noise, log_density, start
-        )
+        search = Search(objective, values, rng, prepared.closed, scales)
+        values, report = search.run(noise, log_density, start)
     gate_rates = None
     with auxiliary("The choice of the gates' learning rates", "they are those of warm_start=False"):
         gate_rates = _gate_rates(_gate_sensitivity(objective, values, rng), report.sd)

@@ -14,7 +14,6 @@ from pytensor.graph.basic import Constant
 from pytensor.tensor.sharedvar import SharedVariable
 
 from pymc_emf.engine.batch import batch_jax
-from pymc_emf.engine.compile import compile_bijection
 from pymc_emf.engine.graph import expose_minibatches
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.layers import StructuredLayer
@@ -233,11 +232,6 @@ class Target:
             return value, log_det
 
         return batch_jax(single, size=self.batch_size)
-
-    @cached_property
-    def structured_layer(self):
-        """Both directions of the structured layer, at the values that it holds."""
-        return compile_bijection(self.structured)
 
     @cached_property
     def _n_numbers(self) -> int:

@@ -105,7 +105,7 @@ def noise_model(objective: Objective, values: Values) -> pm.Model:
     def draw(mean, rng=None, size=None):
         return rng.normal(mean, size=size)
 
-    with pm.Model() as model:
+    with pm.Model(model=None) as model:  # not nested in the user's, if that is the context
         pm.CustomDist(
             "noise",
             np.zeros(objective.size, pytensor.config.floatX),

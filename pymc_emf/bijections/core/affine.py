@@ -4,7 +4,7 @@ import pytensor.tensor as pt
 
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.core.base import Bijection
+from pymc_emf.bijections.core.base import Bijection, let_through
 from pymc_emf.bijections.core.elementwise import Elementwise
 
 __all__ = ["LocScale", "TriangularAffine"]
@@ -27,7 +27,7 @@ class LocScale(Elementwise):
         return (value - self.loc) / self.scale, -self._log_slope(value)
 
     def gated(self, gate):
-        return LocScale(gate * self.loc, gate * self.scale + (1 - gate))
+        return LocScale(gate * self.loc, gate * self.scale + let_through(gate))
 
 
 class TriangularAffine(Bijection):
@@ -65,5 +65,5 @@ class TriangularAffine(Bijection):
 
     def gated(self, gate):
         size = self.matrix.shape[-1]
-        identity = (1 - gate)[..., None] * pt.eye(size)
+        identity = let_through(gate)[..., None] * pt.eye(size)
         return TriangularAffine(gate * self.loc, gate[..., None] * self.matrix + identity)

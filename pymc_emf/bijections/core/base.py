@@ -21,8 +21,18 @@ __all__ = [
     "Triangular",
     "bijection",
     "bijection_from_rv",
+    "let_through",
     "register_bijection",
 ]
+
+
+def let_through(gate: TensorVariable) -> TensorVariable:
+    r"""Share of the noise that goes past a gate, :math:`1 - \lambda`.
+
+    As a maximum, because PyTensor would write :math:`\lambda s + (1 - \lambda)` as
+    :math:`1 + \lambda s - \lambda`, of which nothing is left if the gate is one and s small.
+    """
+    return pt.maximum(1 - gate, 0)
 
 
 class Bijection(ABC):

@@ -7,7 +7,7 @@ import pytensor.tensor as pt
 
 from pytensor.tensor.variable import TensorVariable
 
-from pymc_emf.bijections.core.base import Triangular
+from pymc_emf.bijections.core.base import Triangular, let_through
 from pymc_emf.bijections.numerics.root_finding import solve_increasing
 
 __all__ = ["Elementwise", "Gated", "derivative"]
@@ -48,11 +48,11 @@ class Gated(Elementwise):
 
     def _log_slope(self, log_slope):
         """``log(d value / d noise)`` from that of the open map."""
-        return pt.log(self.gate * pt.exp(log_slope) + (1 - self.gate))
+        return pt.log(self.gate * pt.exp(log_slope) + let_through(self.gate))
 
     def to_value(self, noise):
         value, log_slope = self.site.to_value(noise)
-        return self.gate * value + (1 - self.gate) * noise, self._log_slope(log_slope)
+        return self.gate * value + let_through(self.gate) * noise, self._log_slope(log_slope)
 
     def to_noise(self, value):
         if self.site.explicit_forward:
@@ -61,8 +61,8 @@ class Gated(Elementwise):
 
         def blend(open_value):
             noise, log_slope = self.site.to_noise(open_value)
-            slope = self.gate + (1 - self.gate) * pt.exp(log_slope)
-            return self.gate * open_value + (1 - self.gate) * noise, pt.log(slope)
+            slope = self.gate + let_through(self.gate) * pt.exp(log_slope)
+            return self.gate * open_value + let_through(self.gate) * noise, pt.log(slope)
 
         open_value = self._solve(blend, value, self.site.to_value(value)[0])
         noise, log_slope = self.site.to_noise(open_value)

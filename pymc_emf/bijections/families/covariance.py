@@ -29,6 +29,7 @@ from pymc_emf.bijections.core.base import (
     Bijection,
     Triangular,
     bijection_from_rv,
+    let_through,
     register_bijection,
 )
 from pymc_emf.bijections.core.compose import ComposedElementwise
@@ -223,7 +224,7 @@ class WishartFactor(Bijection):
         """Of the map forwards, of the elements below the diagonal."""
         scale = pt.diagonal(self.factor, axis1=-2, axis2=-1)[..., self.i[self.below]]
         gate = self._gate(event)[..., self.below]
-        return pt.log(gate * scale + (1 - gate)).sum()
+        return pt.log(gate * scale + let_through(gate)).sum()
 
     def forward(self, noise):
         on_diagonal, below = noise[..., self.diagonal], noise[..., self.below]
@@ -231,7 +232,7 @@ class WishartFactor(Bijection):
         bartlett = self._square(self._join(self._bartlett_diagonal(on_diagonal), below))
         open_value = (self.factor @ bartlett)[..., self.i, self.j][..., self.below]
         gate = self._gate(noise)[..., self.below]
-        value = gate * open_value + (1 - gate) * below
+        value = gate * open_value + let_through(gate) * below
         log_det = log_slope.sum() + self._log_det_below(noise)
         return self._join(log_diagonal, value), log_det
 
@@ -246,7 +247,7 @@ class WishartFactor(Bijection):
         rows = np.arange(self.n)
         active = (rows[:, None, None] < rows[:, None]) & (rows[:, None, None] < rows)
         gate = pt.moveaxis(gate, -1, -2)[..., None]  # of column j in row i, for all k
-        system = gate * self.factor[..., None, :, :] + (1 - gate) * np.eye(self.n)
+        system = gate * self.factor[..., None, :, :] + let_through(gate) * np.eye(self.n)
         system = pt.where(active, system, np.eye(self.n)).astype(value.dtype)
         columns = pt.moveaxis(residual, -1, -2)
         noise, _ = TriangularAffine(pt.zeros((), dtype=value.dtype), system).inverse(columns)

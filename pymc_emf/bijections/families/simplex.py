@@ -24,7 +24,7 @@ from pytensor.tensor.variable import TensorVariable
 from scipy.linalg import helmert
 
 from pymc_emf.bijections.core.affine import LocScale
-from pymc_emf.bijections.core.base import Bijection, register_bijection
+from pymc_emf.bijections.core.base import Bijection, let_through, register_bijection
 from pymc_emf.bijections.core.compose import ComposedElementwise
 from pymc_emf.bijections.core.elementwise import Elementwise
 from pymc_emf.bijections.families.by_density import beta_logit
@@ -84,7 +84,7 @@ class SequentialRatios(Bijection):
         unit = self._constant(np.log(self.weight / np.diag(self.factor)), log_slope)
         if self.gate is None:
             return unit + log_slope
-        return pt.log(self.gate * pt.exp(unit + log_slope) + (1 - self.gate))
+        return pt.log(self.gate * pt.exp(unit + log_slope) + let_through(self.gate))
 
     def forward(self, noise):
         rotated = self._apply(self.rotation, noise)
@@ -114,7 +114,7 @@ class SequentialRatios(Bijection):
             *row, centre, earlier = rest if lower.any() else (*rest, None)
             shift = (row[0] * earlier).sum(-1) if row else 0.0
             open_value = (weight * (ratio - centre) - shift) / diagonal
-            value = gate_j * open_value + (1 - gate_j) * noise_j
+            value = gate_j * open_value + let_through(gate_j) * noise_j
             ratio = (diagonal * value + shift) / weight + centre
             centre = j / (j + 1) * centre + pt.softplus(-ratio) + ratio / (j + 1)
             states = [centre]

@@ -13,7 +13,7 @@ import pytensor.tensor as pt
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.bijections.core.affine import LocScale, TriangularAffine
-from pymc_emf.bijections.core.base import Triangular, register_bijection
+from pymc_emf.bijections.core.base import Triangular, let_through, register_bijection
 from pymc_emf.bijections.core.compose import ComposedElementwise
 from pymc_emf.bijections.core.elementwise import Elementwise
 from pymc_emf.bijections.families.by_density import student_t
@@ -74,7 +74,7 @@ class MvStudent(Triangular):
             product = diagonal * y if self.matrix is None else _times(self.matrix, y)
             return loc + product, pt.log(diagonal) + log_scale + log_slope
         value, log_scale = self._scan(noise, standard, nu, loc, diagonal, self.gate)
-        slope = self.gate * diagonal * pt.exp(log_scale + log_slope) + (1 - self.gate)
+        slope = self.gate * diagonal * pt.exp(log_scale + log_slope) + let_through(self.gate)
         return value, pt.log(slope)
 
     def _scan(self, noise, standard, nu, loc, diagonal, gate):
@@ -92,7 +92,9 @@ class MvStudent(Triangular):
             if row:
                 loc_i = loc_i + (row[0] * earlier).sum(-1)
             scale = pt.sqrt(total / nu_i)
-            value = gate_i * (loc_i + diagonal_i * scale * standard_i) + (1 - gate_i) * noise_i
+            value = (
+                gate_i * (loc_i + diagonal_i * scale * standard_i) + let_through(gate_i) * noise_i
+            )
             y = (value - loc_i) / diagonal_i
             states = [(total + y**2).astype(total.dtype)]
             if row:

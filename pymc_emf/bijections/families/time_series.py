@@ -16,7 +16,12 @@ import pytensor.tensor as pt
 from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.bijections.core.affine import LocScale
-from pymc_emf.bijections.core.base import Bijection, bijection_from_rv, register_bijection
+from pymc_emf.bijections.core.base import (
+    Bijection,
+    bijection_from_rv,
+    let_through,
+    register_bijection,
+)
 from pymc_emf.bijections.core.compose import Rearranged
 
 __all__ = ["Diffusion", "Garch", "LinearRecurrence", "linear_recurrence", "time_first"]
@@ -177,7 +182,7 @@ Blend = Callable[..., tuple[TensorVariable, TensorVariable]]
 
 def _gate(loc, scale, gate):
     """Blend the location and scale of a step with those of the noise."""
-    return gate * loc, gate * scale + (1 - gate)
+    return gate * loc, gate * scale + let_through(gate)
 
 
 class Garch(Bijection):
