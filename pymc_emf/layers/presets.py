@@ -96,11 +96,11 @@ def _sparse(shape: Shape, order: Elimination, rng: np.random.Generator) -> list[
     if not len(few):
         return [affine]
     own = [Spline(len(few)), *_autoregressive(len(few), rng)]
+    if len(few) == size:
+        return [*own, affine]
+    common = order.core[: order.n_common]
     # for the last correction
-    common = shape.hubs if order.is_dense else order.core[: order.n_common]
     first = [Subset(LowerTriangular(len(common)), common, size)] if len(common) else []
-    if order.is_dense:
-        return [*first, *own, affine]
     steering = Coupling(size, few, random_seed=rng)
     return [*first, *(Subset(layer, few, size) for layer in own), steering, affine]
 

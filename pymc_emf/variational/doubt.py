@@ -51,10 +51,7 @@ def moments_in_doubt(values: np.ndarray, weights: np.ndarray) -> tuple[int, str]
     which, element = np.unravel_index(sizes.argmax(), sizes.shape)
     if sizes[which, element] < MAX_CORRECTION:
         return None
-    if which == 0:
-        move = f"shift its mean by {shift[element]:+.2f} standard deviations"
-    else:
-        move = f"multiply its standard deviation by {ratio[element]:.2f}"
+    move = _in_words(int(which), (shift, ratio)[which][element])
     return int(element), f"importance weights would {move} in value space"
 
 
@@ -77,11 +74,15 @@ def correction_in_doubt(moments: Moments) -> tuple[int, str] | None:
     which, element = np.unravel_index(sizes.argmax(), sizes.shape)
     if sizes[which, element] < max(MAX_CORRECTION, N_SE_OF_COMMON * moments.se):
         return None
-    if which == 0:
-        move = f"shift its mean by {moments.loc[element]:+.2f} standard deviations"
-    else:
-        move = f"multiply its standard deviation by {ratio[element]:.2f}"
+    move = _in_words(int(which), (moments.loc, ratio)[which][element])
     return int(element), f"scores and weights would {move}"
+
+
+def _in_words(which: int, by: float) -> str:
+    """A shift of a mean, or a factor of a standard deviation."""
+    if which == 0:
+        return f"shift its mean by {by:+.2f} standard deviations"
+    return f"multiply its standard deviation by {by:.2f}"
 
 
 def scores_in_doubt(gap: np.ndarray) -> tuple[int, str] | None:

@@ -21,7 +21,6 @@ from pymc_emf.variational.importance import log_ratio, smooth
 from pymc_emf.variational.marginal import MAX_VARIANCE, common_places
 from pymc_emf.variational.options import FitOptions
 from pymc_emf.variational.prepare import Prepared, Steps
-from pymc_emf.variational.search import framed_layer
 from pymc_emf.variational.start import Started, rates_of
 from pymc_emf.variational.verdict import MANY_ELEMENTS
 
@@ -82,11 +81,7 @@ def is_enough(
     n_draws = objective.target.affordable(N_SCORED_DRAWS if many else N_TAIL_DRAWS)
     noise = rng.normal(size=(n_draws, objective.size)).astype(pytensor.config.floatX)
     if many:
-        layer = framed_layer(objective)
-        order = None if layer is None else layer.elimination
-        # where all are common, no other element follows these, and the weights do not tell
-        places = common_places(objective)
-        common = places[:0] if order is None or order.is_dense else places
+        common = common_places(objective)
         if len(common) and not started.report.sd**2 < MAX_VARIANCE:
             return False
         gap = objective.score_gap(started.values, noise)
