@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 import pymc_emf as emf
 
 from pymc_emf.layers.elimination import dense
+from pymc_emf.variational import conditional_normal
 from pymc_emf.variational.conditional_normal import ConditionalNormal
 from pymc_emf.variational.factorisation import Factorisation
 from pymc_emf.variational.probing import find_structure
@@ -284,6 +285,75 @@ def test_pull(walked):
     numeric = (log_density(1e-4) - log_density(-1e-4)) / 2e-4
     along = core_scores @ direction[0, order.core] + others_scores @ direction[0, order.others]
     assert along[0] == pytest.approx(numeric, rel=1e-5)
+
+
+def crossed(levels):
+    """Two crossed factors, each level with twelve of the other; the scale of one is not known.
+
+    Exact mean and standard deviation of its log, by a grid.
+    """
+    rng = np.random.default_rng(0)
+    n, rows = 12 * levels, np.repeat(np.arange(levels), 12)
+    columns = (rows + np.tile(np.arange(12), levels)) % levels
+    y = 0.6 * rng.normal(size=levels)[rows] + rng.normal(size=levels)[columns]
+    y += 2 * rng.normal(size=n)
+    design = np.zeros((n, 2 * levels))
+    design[np.arange(n), rows] = design[np.arange(n), levels + columns] = 1
+
+    def score(points):
+        log_scale, u = points[:, 0], points[:, 1:]
+        prior = np.ones_like(u)
+        prior[:, :levels] = np.exp(-2 * log_scale)[:, None]
+        rest, scaled = y - u @ design.T, (prior * u**2)[:, :levels].sum(axis=1)
+        log_density = -((rest**2).sum(axis=1) / 4 + (prior * u**2).sum(axis=1) + log_scale**2) / 2
+        own = scaled - levels - log_scale
+        of_u = rest @ design / 4 - prior * u
+        return log_density - levels * log_scale, np.column_stack([own, of_u])
+
+    grid = np.linspace(-4.0, 3.0, 100)
+    log_p = np.empty(len(grid))
+    for i, log_scale in enumerate(grid):
+        prior = np.repeat([np.exp(2 * log_scale), 1.0], levels)
+        covariance = (design * prior) @ design.T + 4 * np.eye(n)
+        sizes = np.linalg.slogdet(covariance)[1], y @ np.linalg.solve(covariance, y), log_scale**2
+        log_p[i] = -sum(sizes) / 2
+    weights = np.exp(log_p - log_p.max())
+    weights /= weights.sum()
+    mean = weights @ grid
+    return score, mean, np.sqrt(weights @ (grid - mean) ** 2)
+
+
+def test_scales_of_many_neighbours_follow():
+    """As those of few do, though their coefficients do not."""
+    score, mean, sd = crossed(levels=80)
+    variables = [np.array([0]), np.arange(1, 81), np.arange(81, 161)]
+    order, _ = find_structure(lambda closed: score, 161, variables, set())
+    assert order.core[0] == 0 and order.n_steering == 1 and not order.has_few_neighbours
+    rng = np.random.default_rng(1)
+    result = regress_scores(score, np.zeros(161), 1.0, rng, family_of(order))
+    normal = result.normal
+    assert normal.loc[0] == pytest.approx(mean, abs=0.2 * sd)
+    assert normal.factor[0, 0] == pytest.approx(sd, rel=0.12)
+
+
+@pytest.mark.parametrize("n_steering", [0, 3])
+def test_least_squares_of_many(monkeypatch, n_steering):
+    """Products that members have in common are those that each would have alone."""
+    monkeypatch.setattr(conditional_normal, "RIDGE_OF_PRODUCTS", 0.0)
+    rng = np.random.default_rng(0)
+    (x, y), steering = rng.normal(size=(2, 70, 200)), rng.normal(size=(n_steering, 200))
+    common = np.column_stack([np.ones(200), *steering])
+    members = np.array([[i, *rng.permutation(np.delete(np.arange(70), i))[:9]] for i in range(70)])
+    members[::2, 5:] = -1
+    found = conditional_normal._least_squares_of_many(x, y, members, steering, common)
+    for i, row in enumerate(members):
+        row = row[row >= 0]
+        columns = np.column_stack([*x[row], *(x[i] * steering), common])
+        expected, *_ = np.linalg.lstsq(columns, y[i], rcond=None)
+        np.testing.assert_allclose(found[i, : len(row), 0], expected[: len(row)], atol=1e-7)
+        of_products = expected[len(row) : len(row) + n_steering]
+        np.testing.assert_allclose(found[i, 0, 1:], of_products, atol=1e-7)
+        assert not found[i, len(row) :].any() and not found[i, 1:, 1:].any()
 
 
 def test_where_most_interact():

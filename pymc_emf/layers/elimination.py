@@ -13,7 +13,7 @@ __all__ = ["Elimination", "Round", "dense", "eliminate"]
 MAX_PARENTS = 24
 #: From so many neighbours on, elements are drawn given all others, if so large a share can be.
 MANY_PARENTS, SHARE_APART = 8, 0.4
-#: More common elements do not steer the scales of the others, nor those of more neighbours.
+#: More common elements do not steer the scales of the others, nor coefficients of more neighbours.
 MAX_STEERING, MAX_STEERED = 8, 8
 #: So few elements that are left are not worth another round.
 FEW_LEFT = 16
@@ -85,8 +85,12 @@ class Elimination:
     @property
     def n_steering(self) -> int:
         """How many of the core, the first ones, steer the scales of the others."""
-        few = self.n_common <= MAX_STEERING and self.neighbours.shape[1] <= MAX_STEERED
-        return self.n_common if few else 0
+        return self.n_common if self.n_common <= MAX_STEERING else 0
+
+    @property
+    def has_few_neighbours(self) -> bool:
+        """Whether those that steer the scales steer the coefficients too."""
+        return self.neighbours.shape[1] <= MAX_STEERED
 
     @cached_property
     def back(self) -> np.ndarray:

@@ -89,10 +89,11 @@ def check(
     # JAX's threads and those of the linear algebra would wait for each other
     with threadpool_limits(1, user_api="blas"):
         corrected = correct_common(objective, values, rng)
-    if corrected is not None or drawn is None:
-        values = values if corrected is None else corrected
-        drawn = draw(objective, values, _noise(objective, rng))
-    return Checked(values, judge(objective, values, drawn, rng, gain, other_start))
+        if corrected is not None or drawn is None:
+            values = values if corrected is None else corrected
+            drawn = draw(objective, values, _noise(objective, rng))
+        verdict = judge(objective, values, drawn, rng, gain, other_start)
+    return Checked(values, verdict)
 
 
 def still_gaining(losses: np.ndarray, stopping: Stopping) -> float:

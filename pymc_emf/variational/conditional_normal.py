@@ -99,8 +99,8 @@ class ConditionalNormal:
     @property
     def n_draws(self) -> int:
         """Draws that determine the regression."""
-        each = DRAWS_FOR_PRODUCTS if self.order.n_steering else DRAWS
-        return each * self.n_coefficients
+        products = self.order.n_steering > 0 and self.order.has_few_neighbours
+        return (DRAWS_FOR_PRODUCTS if products else DRAWS) * self.n_coefficients
 
     @property
     def most_draws(self) -> int:
@@ -117,9 +117,9 @@ class ConditionalNormal:
 
     @property
     def n_coefficients(self) -> int:
-        order = self.order
-        n_products = (1 + order.neighbours.shape[1]) * (1 + order.n_steering)
-        return 1 + order.n_common + n_products
+        order, n_members = self.order, 1 + self.order.neighbours.shape[1]
+        n_steered = n_members if order.has_few_neighbours else 1
+        return 1 + order.n_common + n_members + n_steered * order.n_steering
 
     def holds(self, point: np.ndarray) -> bool:
         """Whether a point is no further out than draws are."""
@@ -254,7 +254,6 @@ def _least_squares(
     -------
     slopes : ndarray, shape (elements, members, 1 + steering)
     """
-    x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
     factors = np.concatenate([np.ones((1, x.shape[1])), steering])
     axes, _ = np.linalg.qr(common)
     slopes = np.empty((*members.shape, len(factors)))
@@ -265,12 +264,62 @@ def _least_squares(
         columns = np.where(some[..., None] >= 0, x[some], 0.0)[:, :, None] * factors
         rows = columns.reshape(len(some), -1, x.shape[1])
         here, shared = y[start : start + TOGETHER], rows @ axes
-        gram = rows @ rows.transpose(0, 2, 1) - shared @ shared.transpose(0, 2, 1)
+        gram = rows @ _transposed(rows) - shared @ _transposed(shared)
         right = rows @ here[..., None] - shared @ (here @ axes)[..., None]
-        diagonal = np.einsum("iaa->ia", gram)
-        diagonal += np.where(diagonal > 0, ridge.ravel() * diagonal, 1.0) + np.finfo(float).tiny
-        slopes[start : start + TOGETHER] = np.linalg.solve(gram, right).reshape(*some.shape, -1)
+        found = _solve(gram, right, ridge.ravel())
+        slopes[start : start + TOGETHER] = found.reshape(*some.shape, -1)
     return slopes
+
+
+def _least_squares_of_many(
+    x: np.ndarray, y: np.ndarray, members: np.ndarray, steering: np.ndarray, common: np.ndarray
+) -> np.ndarray:
+    """The same for many members, where only the first of them has products.
+
+    Members of one element are those of others too: their products are taken once.
+    """
+    axes, _ = np.linalg.qr(common)
+
+    def beside(rows):
+        return rows - (rows @ axes) @ axes.T
+
+    n_members, n_steering = members.shape[1], len(steering)
+    alone = np.concatenate([beside(x), np.zeros((1, x.shape[1]))])
+    y = beside(y)
+    slopes = np.zeros((*members.shape, 1 + n_steering))
+    ridge = np.repeat([RIDGE, RIDGE_OF_PRODUCTS / x.shape[1]], [n_members, n_steering])
+    for start in range(0, len(members), TOGETHER):
+        some = members[start : start + TOGETHER]
+        places, where = np.unique(some, return_inverse=True)  # -1 is the last row, zero
+        near, here = alone[places], y[start : start + TOGETHER]
+        products = beside(x[some[:, :1]] * steering)
+        flat = products.reshape(len(some) * n_steering, x.shape[1])
+        with_near = (flat @ near.T).reshape(len(some), n_steering, len(near))
+        with_products = np.take_along_axis(with_near, where[:, None], axis=2)
+        own = products @ _transposed(products)
+        gram = np.block(
+            [
+                [(near @ near.T)[where[:, :, None], where[:, None]], _transposed(with_products)],
+                [with_products, own],
+            ]
+        )
+        plain = np.take_along_axis(here @ near.T, where, axis=1)
+        right = np.concatenate([plain[..., None], products @ here[..., None]], axis=1)
+        found = _solve(gram, right, ridge)
+        slopes[start : start + TOGETHER, :, 0] = found[:, :n_members]
+        slopes[start : start + TOGETHER, 0, 1:] = found[:, n_members:]
+    return slopes
+
+
+def _transposed(matrices: np.ndarray) -> np.ndarray:
+    return matrices.transpose(0, 2, 1)
+
+
+def _solve(gram: np.ndarray, right: np.ndarray, ridge: np.ndarray) -> np.ndarray:
+    """Solutions of normal equations, shape (equations, columns), zero for columns of zeros."""
+    diagonal = np.einsum("iaa->ia", gram)
+    diagonal += np.where(diagonal > 0, ridge * diagonal, 1.0) + np.finfo(float).tiny
+    return np.linalg.solve(gram, right)[..., 0]
 
 
 @dataclass(frozen=True)
@@ -295,7 +344,7 @@ class _OfOthers:
     def fit(cls, normal: ConditionalNormal, points: np.ndarray, scores: np.ndarray) -> "_OfOthers":
         """On the common elements, the element itself and its neighbours, and products of these.
 
-        The products are those of the last two with what steers.
+        The products are those of the last two with what steers, or of the element itself alone.
         """
         order = normal.order
         core_noise, core, others = normal.split(points)
@@ -304,9 +353,9 @@ class _OfOthers:
         element_scores = scores[:, normal.not_common]
         along = on_common.fit(elements)
         members = np.column_stack([np.arange(elements.shape[1]), order.neighbours])
-        slopes = _least_squares(
-            (elements - on_common.columns @ along).T,
-            element_scores.T,
+        slopes = (_least_squares if order.has_few_neighbours else _least_squares_of_many)(
+            np.ascontiguousarray((elements - on_common.columns @ along).T),
+            np.ascontiguousarray(element_scores.T),
             members,
             normal.steering_noise(core_noise).T,
             on_common.columns,

@@ -64,6 +64,27 @@ class TriangularAffine(Bijection):
         return noise, -self._log_det(value)
 
     def gated(self, gate):
-        size = self.matrix.shape[-1]
-        identity = let_through(gate)[..., None] * pt.eye(size)
-        return TriangularAffine(gate * self.loc, gate[..., None] * self.matrix + identity)
+        return _GatedTriangular(self, gate)
+
+
+class _GatedTriangular(TriangularAffine):
+    """A triangular map as far as a gate for each row lets it through.
+
+    A product with the gated matrix would have derivatives in all of its numbers on the way to
+    those in the gates.
+    """
+
+    def __init__(self, full: TriangularAffine, gate: TensorVariable):
+        identity = let_through(gate)[..., None] * pt.eye(full.matrix.shape[-1])
+        super().__init__(gate * full.loc, gate[..., None] * full.matrix + identity)
+        self._full, self._gate = full, gate
+
+    def _log_det(self, event):
+        diagonal = pt.diagonal(self._full.matrix, axis1=-2, axis2=-1)
+        scale = self._gate * diagonal + let_through(self._gate)
+        return pt.sum(pt.broadcast_to(pt.log(scale), event.shape))
+
+    def forward(self, noise):
+        moved, _ = self._full.forward(noise)
+        value = self._gate * moved + let_through(self._gate) * noise
+        return value, self._log_det(noise)
