@@ -29,6 +29,10 @@ N_FINAL_DRAWS = 5000
 #: Those of many elements, whose weights tell less.
 N_FINAL_DRAWS_OF_MANY = 2000
 
+#: Standard errors that corrected means may have at first, in standard deviations, and if other
+#: draws then cast doubt on them.
+PRECISIONS = 0.06, 0.03
+
 #: Said of a fit that has failed.
 KEPT = "what was learnt before is in the error's attribute `approx`"
 
@@ -88,11 +92,14 @@ def check(
         values, drawn = _better(objective, before, after, rng)
     # JAX's threads and those of the linear algebra would wait for each other
     with threadpool_limits(1, user_api="blas"):
-        corrected = correct_common(objective, values, rng)
-        if corrected is not None or drawn is None:
-            values = values if corrected is None else corrected
-            drawn = draw(objective, values, _noise(objective, rng))
-        verdict = judge(objective, values, drawn, rng, gain, other_start)
+        for precision in PRECISIONS:
+            corrected = correct_common(objective, values, rng, precision)
+            if corrected is not None or drawn is None:
+                values = values if corrected is None else corrected
+                drawn = draw(objective, values, _noise(objective, rng))
+            verdict = judge(objective, values, drawn, rng, gain, other_start)
+            if corrected is None or verdict.doubt is None:
+                break
     return Checked(values, verdict)
 
 

@@ -34,8 +34,8 @@ from pymc_emf.variational.objective import Objective, Values
 
 __all__ = ["MAX_VARIANCE", "Moments", "common_places", "correct_common", "moments_of_common"]
 
-#: Draws of one batch, and how many batches there may be until the means have this standard error.
-N_DRAWS, MAX_BATCHES, PRECISION = 2000, 5, 0.06
+#: Draws of one batch, and how many batches there may be.
+N_DRAWS, MAX_BATCHES = 2000, 5
 #: More common elements are left as they are, or if they are more than so many for each draw.
 MOST, MOST_COLUMNS = 24, 0.1
 #: The cumulants tell where log weights vary by no more, in nats squared, and resemble a normal.
@@ -57,7 +57,7 @@ def common_places(objective: Objective) -> np.ndarray:
 
 
 def correct_common(
-    objective: Objective, values: Values, rng: np.random.Generator
+    objective: Objective, values: Values, rng: np.random.Generator, precision: float
 ) -> list[np.ndarray] | None:
     """Values of an approximation whose common elements have the posterior's mean and covariance.
 
@@ -67,6 +67,9 @@ def correct_common(
     values : sequence of array
         Of all variables.
     rng : Generator
+    precision : float
+        Standard error that the means may have, in standard deviations, if that takes no more
+        draws than there may be.
 
     Returns
     -------
@@ -85,7 +88,7 @@ def correct_common(
         log_weights = log_ratio(log_p, log_q)
         drawn.append((noise[:, places], log_weights, gap[:, places]))
         moments = moments_of_common(*map(np.concatenate, zip(*drawn, strict=True)))
-        if len(drawn) > 1 if moments is None else moments.se < PRECISION:
+        if len(drawn) > 1 if moments is None else moments.se < precision:
             break
     if moments is None:
         return None

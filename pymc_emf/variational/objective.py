@@ -12,7 +12,6 @@ import pytensor.tensor as pt
 
 from jax.sharding import Sharding
 from pytensor.tensor.sharedvar import SharedVariable
-from scipy.stats import norm
 
 from pymc_emf.bijections.core.base import Bijection
 from pymc_emf.bijections.numerics.special import normal_logpdf
@@ -249,7 +248,10 @@ class Objective:
     @cached_property
     def _flow_many(self):
         _ = self._flow  # JAX must not trace how it is made
-        return batch_jax(self.structured_noise, size=self.target.batch_size)
+        target = self.target
+        return batch_jax(
+            self.structured_noise, size=target.batch_size, block=target.block_size_of_layers
+        )
 
     @cached_property
     def _pull_many(self):
@@ -259,7 +261,9 @@ class Objective:
             _, pull = jax.vjp(lambda e: self.structured_noise(layer_values, e), noise)
             return pull((score, jnp.ones((), noise.dtype)))[0]
 
-        return batch_jax(single, size=self.target.batch_size)
+        return batch_jax(
+            single, size=self.target.batch_size, block=self.target.block_size_of_layers
+        )
 
     def score_gap(self, values: Values, noise: np.ndarray) -> np.ndarray:
         """How the posterior's score in the flow's noise differs from that of the noise itself.
@@ -284,7 +288,7 @@ class Objective:
         if self.target.minibatches:  # scores may be those of some
             known = self.target.evaluate_many(target_values, inner)
         value, log_p, log_det = known
-        return value, log_p, norm.logpdf(noise).sum(axis=1) - base_log_det - log_det, gap
+        return value, log_p, _log_normal(noise) - base_log_det - log_det, gap
 
     def culprit(self, values: Values, noise: np.ndarray) -> str:
         """Name of the first log-density term that is not finite at some draws, if one is not."""
@@ -308,14 +312,14 @@ class Objective:
         layer_values, target_values = self.split(values)
         inner, base_log_det = self._flow_many(layer_values, noise)
         value, log_p, log_det = self.target.evaluate_many(target_values, inner)
-        return value, log_p, norm.logpdf(noise).sum(axis=1) - base_log_det - log_det
+        return value, log_p, _log_normal(noise) - base_log_det - log_det
 
     def transform(self, values: Values, noise: np.ndarray) -> tuple[np.ndarray, ...]:
         """Value and log density of the approximation at many draws, without a look at the data."""
         layer_values, target_values = self.split(values)
         inner, base_log_det = self._flow_many(layer_values, noise)
         value, log_det = self.target.constrain_many(target_values, inner)
-        return value, norm.logpdf(noise).sum(axis=1) - base_log_det - log_det
+        return value, _log_normal(noise) - base_log_det - log_det
 
     def prior_log_weights(self, values: Values, noise: np.ndarray) -> np.ndarray:
         """Log importance weights, in nats, of draws from the embedded prior instead.
@@ -329,4 +333,10 @@ class Objective:
         own = self.structured.own_parameters
         prior = self.replace(values, own, self.structured.prior_values(self.own(values, own)))
         _, log_p, log_det = self.target.evaluate_many(self.split(prior)[1], noise)
-        return log_ratio(log_p, norm.logpdf(noise).sum(axis=1) - log_det)
+        return log_ratio(log_p, _log_normal(noise) - log_det)
+
+
+def _log_normal(noise: np.ndarray) -> np.ndarray:
+    """Log density of standard normal noise in nats, shape (draws,)."""
+    squares = np.einsum("ij,ij->i", noise, noise, dtype=float)
+    return -(squares + noise.shape[1] * np.log(2 * np.pi)) / 2

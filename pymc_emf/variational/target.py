@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from math import gcd
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,8 @@ __all__ = ["Scored", "Target"]
 
 #: Draws evaluated in one compiled call, and how many numbers they may hold together.
 MAX_BATCH_SIZE = 512
-BLOCK_SIZE = 8
+#: Draws that are computed together, and those of the layers, which have no data.
+BLOCK_SIZE, BLOCK_SIZE_OF_LAYERS = 8, 64
 #: Elements and data times draws of a comparison or check, but so many draws there must be.
 MAX_NUMBERS_CHECKED, MIN_CHECKED = 20_000_000, 500
 #: Of so many elements and data a single draw is as quick as its share of a block.
@@ -252,6 +254,12 @@ class Target:
         if jax.default_backend() != "cpu":
             return None
         return BLOCK_SIZE if self._n_numbers < MANY_NUMBERS else 1
+
+    @property
+    def block_size_of_layers(self) -> int | None:
+        """The same without a look at the data."""
+        on_cpu = jax.default_backend() == "cpu"
+        return gcd(self.batch_size, BLOCK_SIZE_OF_LAYERS) if on_cpu else None
 
     @property
     def batch_size(self) -> int:
