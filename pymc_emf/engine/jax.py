@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import pymc  # noqa: F401  (registers the rewrites of parameter checks)
 import pytensor
@@ -89,7 +90,8 @@ def jaxify(
         # shape assertions of PyTensor's own, which JAX would ignore as it ignores its own
         warnings.filterwarnings("ignore", message="Skipping .* Op", category=UserWarning)
         try:
-            return jax_funcify(fgraph)
+            # its graph is traced once, however often it is used within others
+            return jax.jit(jax_funcify(fgraph), inline=True)
         except NotImplementedError as error:
             raise NotImplementedError(
                 f"JAX cannot run a part of the graph ({error}); write it with other operations, or "
