@@ -38,6 +38,8 @@ RECORDS = Path("results/large.jsonl")
 DRAWS = 1000
 #: Chains of nutpie, and draws of each, by default and for a reference.
 CHAINS, DEFAULT, LONG = 4, 1000, 2500
+#: Steps and rate of numpyro's guides, and unknowns up to which they have full rank.
+STEPS, RATE, FULL_RANK = 10_000, 0.01, 300
 #: Standard error of the means of common parameters that a reference may have, in standard
 #: deviations, and the most runs for it.
 PRECISION, MAX_RUNS = 0.02, 12
@@ -328,9 +330,51 @@ def _of_extras(name: str) -> Callable:
     return run
 
 
+def _numpyro(model: pm.Model, seed: int) -> tuple[xr.Dataset, dict]:
+    """SVI with a normal guide of full rank, or of low rank where there are many unknowns.
+
+    The model is PyMC's log density in its unconstrained space.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+
+    from numpyro.infer import SVI, Trace_ELBO
+    from numpyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoMultivariateNormal
+    from numpyro.optim import ClippedAdam
+    from pymc.sampling.jax import get_jaxified_graph
+
+    begin = model.initial_point(seed)
+    log_density = get_jaxified_graph(model.value_vars, [model.logp()])
+    by_name = {v.name: v for v in model.unobserved_value_vars}
+    constrain = get_jaxified_graph(model.value_vars, [by_name[rv.name] for rv in model.free_RVs])
+
+    def density():
+        values = [
+            numpyro.sample(v.name, dist.ImproperUniform(dist.constraints.real, x.shape, ()))
+            for v, x in zip(model.value_vars, begin.values(), strict=True)
+        ]
+        numpyro.factor("log_density", log_density(*values)[0])
+
+    n_unknowns = sum(x.size for x in begin.values())
+    make = AutoMultivariateNormal if n_unknowns <= FULL_RANK else AutoLowRankMultivariateNormal
+    guide = make(density)
+    svi = SVI(density, guide, ClippedAdam(RATE), Trace_ELBO(num_particles=8))
+    found = svi.run(jax.random.key(seed), STEPS, progress_bar=False)
+    drawn = guide.sample_posterior(jax.random.key(seed + 1), found.params, sample_shape=(DRAWS,))
+    arrays = jax.vmap(constrain)(*(jnp.asarray(drawn[v.name]) for v in model.value_vars))
+    named = {
+        rv.name: (("chain", "draw", *(f"{rv.name}_{i}" for i in range(rv.ndim))), values[None])
+        for rv, values in zip(model.free_RVs, map(np.asarray, arrays), strict=True)
+    }
+    return xr.Dataset(named), {"guide": make.__name__}
+
+
 METHODS: dict[str, Callable] = {
     "emf": _emf,
     "nutpie": _nutpie,
+    "numpyro": _numpyro,
     "advi": _of_pymc("advi"),
     "fullrank_advi": _of_pymc("fullrank_advi"),
     "pathfinder": _of_extras("pathfinder"),
