@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 import pymc_emf as emf
 
 from pymc_emf.layers.elimination import dense
-from pymc_emf.variational import conditional_normal
+from pymc_emf.variational import least_squares
 from pymc_emf.variational.conditional_normal import ConditionalNormal
 from pymc_emf.variational.factorisation import Factorisation
 from pymc_emf.variational.probing import find_structure
@@ -337,15 +337,15 @@ def test_scales_of_many_neighbours_follow():
 
 
 @pytest.mark.parametrize("n_steering", [0, 3])
-def test_least_squares_of_many(monkeypatch, n_steering):
+def test_slopes_in_many(monkeypatch, n_steering):
     """Products that members have in common are those that each would have alone."""
-    monkeypatch.setattr(conditional_normal, "RIDGE_OF_PRODUCTS", 0.0)
+    monkeypatch.setattr(least_squares, "RIDGE_OF_PRODUCTS", 0.0)
     rng = np.random.default_rng(0)
     (x, y), steering = rng.normal(size=(2, 70, 200)), rng.normal(size=(n_steering, 200))
     common = np.column_stack([np.ones(200), *steering])
     members = np.array([[i, *rng.permutation(np.delete(np.arange(70), i))[:9]] for i in range(70)])
     members[::2, 5:] = -1
-    found = conditional_normal._least_squares_of_many(x, y, members, steering, common)
+    found = least_squares.slopes_in_many(x, y, members, steering, common)
     for i, row in enumerate(members):
         row = row[row >= 0]
         columns = np.column_stack([*x[row], *(x[i] * steering), common])

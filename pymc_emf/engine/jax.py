@@ -52,7 +52,7 @@ def jaxify(
     Returns
     -------
     callable
-        Takes and returns arrays, one for each input and output; not jitted, not vectorised.
+        Takes and returns arrays, one for each input and output; not vectorised.
 
     Raises
     ------
@@ -90,13 +90,15 @@ def jaxify(
         # shape assertions of PyTensor's own, which JAX would ignore as it ignores its own
         warnings.filterwarnings("ignore", message="Skipping .* Op", category=UserWarning)
         try:
-            # its graph is traced once, however often it is used within others
-            return jax.jit(jax_funcify(fgraph), inline=True)
+            with jax.ensure_compile_time_eval():  # constants are no part of what may be traced
+                function = jax_funcify(fgraph)
         except NotImplementedError as error:
             raise NotImplementedError(
                 f"JAX cannot run a part of the graph ({error}); write it with other operations, or "
                 "register an implementation with pytensor.link.jax.dispatch.jax_funcify."
             ) from error
+    # its graph is traced once, however often it is used within others
+    return jax.jit(function, inline=True)
 
 
 def _mend(fgraph: FunctionGraph) -> list[Called]:

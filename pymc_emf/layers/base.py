@@ -141,8 +141,7 @@ def by_inverse(layer: Bijection, size: int) -> JaxLayer:
 
     @cache  # a fit that takes no step needs none
     def inverse():
-        with jax.ensure_compile_time_eval():  # constants are no part of what is traced
-            return jaxify([*layer.variables, event], layer.inverse(event)[:1])
+        return jaxify([*layer.variables, event], layer.inverse(event)[:1])
 
     def forward(values, noise):
         value, log_det = jax_forward(*values, noise)

@@ -4,25 +4,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.linalg import solve_triangular
 
 from pymc_emf.layers.elimination import Elimination, Round
 from pymc_emf.variational.factorisation import Factorisation
+from pymc_emf.variational.least_squares import OnCommon, slopes_in_few, slopes_in_many
 
 __all__ = ["ConditionalNormal"]
 
-#: Share of a least-squares problem's diagonal that is added to it, against rounding.
-RIDGE = 1e-9
-#: Slopes in products are drawn to zero, as by so many draws.
-RIDGE_OF_PRODUCTS = 2.0
 #: Draws for each coefficient, and where there are products of noise.
 DRAWS, DRAWS_FOR_PRODUCTS = 2, 4
 #: Draws of the last batches, and numbers in all of them.
 MANY_DRAWS, MANY_NUMBERS = 512, 1_000_000
 #: Draws for the standard deviations.
 N_FOR_SD = 256
-#: Elements whose least squares are solved together, so few that they stay in a cache.
-TOGETHER = 64
 #: Standard deviations of the core over which differences are taken.
 APART = 0.25
 #: Most by which a log scale or a coefficient changes with a standard deviation of the core.
@@ -229,99 +224,6 @@ class ConditionalNormal:
         return np.concatenate([self.order.others, self.order.core[self.order.n_common :]])
 
 
-class _OnCommon:
-    """Least squares on a constant and the common elements."""
-
-    def __init__(self, noise: np.ndarray):
-        self.columns = np.column_stack([np.ones(len(noise)), noise])
-        gram = self.columns.T @ self.columns
-        gram[np.diag_indices(len(gram))] *= 1 + RIDGE
-        self._root = cho_factor(gram)
-
-    def fit(self, y: np.ndarray) -> np.ndarray:
-        """Intercepts and slopes of the columns of y, shape (1 + common, columns)."""
-        return cho_solve(self._root, self.columns.T @ y)
-
-
-def _least_squares(
-    x: np.ndarray, y: np.ndarray, members: np.ndarray, steering: np.ndarray, common: np.ndarray
-) -> np.ndarray:
-    """Slopes of each row of y in some rows of x, and in their products with what steers.
-
-    All of them beside what is common.
-
-    Returns
-    -------
-    slopes : ndarray, shape (elements, members, 1 + steering)
-    """
-    factors = np.concatenate([np.ones((1, x.shape[1])), steering])
-    axes, _ = np.linalg.qr(common)
-    slopes = np.empty((*members.shape, len(factors)))
-    ridge = np.full((members.shape[1], len(factors)), RIDGE_OF_PRODUCTS / x.shape[1])
-    ridge[:, 0] = RIDGE
-    for start in range(0, len(members), TOGETHER):
-        some = members[start : start + TOGETHER]
-        columns = np.where(some[..., None] >= 0, x[some], 0.0)[:, :, None] * factors
-        rows = columns.reshape(len(some), -1, x.shape[1])
-        here, shared = y[start : start + TOGETHER], rows @ axes
-        gram = rows @ _transposed(rows) - shared @ _transposed(shared)
-        right = rows @ here[..., None] - shared @ (here @ axes)[..., None]
-        found = _solve(gram, right, ridge.ravel())
-        slopes[start : start + TOGETHER] = found.reshape(*some.shape, -1)
-    return slopes
-
-
-def _least_squares_of_many(
-    x: np.ndarray, y: np.ndarray, members: np.ndarray, steering: np.ndarray, common: np.ndarray
-) -> np.ndarray:
-    """The same for many members, where only the first of them has products.
-
-    Members of one element are those of others too: their products are taken once.
-    """
-    axes, _ = np.linalg.qr(common)
-
-    def beside(rows):
-        return rows - (rows @ axes) @ axes.T
-
-    n_members, n_steering = members.shape[1], len(steering)
-    alone = np.concatenate([beside(x), np.zeros((1, x.shape[1]))])
-    y = beside(y)
-    slopes = np.zeros((*members.shape, 1 + n_steering))
-    ridge = np.repeat([RIDGE, RIDGE_OF_PRODUCTS / x.shape[1]], [n_members, n_steering])
-    for start in range(0, len(members), TOGETHER):
-        some = members[start : start + TOGETHER]
-        places, where = np.unique(some, return_inverse=True)  # -1 is the last row, zero
-        near, here = alone[places], y[start : start + TOGETHER]
-        products = beside(x[some[:, :1]] * steering)
-        flat = products.reshape(len(some) * n_steering, x.shape[1])
-        with_near = (flat @ near.T).reshape(len(some), n_steering, len(near))
-        with_products = np.take_along_axis(with_near, where[:, None], axis=2)
-        own = products @ _transposed(products)
-        gram = np.block(
-            [
-                [(near @ near.T)[where[:, :, None], where[:, None]], _transposed(with_products)],
-                [with_products, own],
-            ]
-        )
-        plain = np.take_along_axis(here @ near.T, where, axis=1)
-        right = np.concatenate([plain[..., None], products @ here[..., None]], axis=1)
-        found = _solve(gram, right, ridge)
-        slopes[start : start + TOGETHER, :, 0] = found[:, :n_members]
-        slopes[start : start + TOGETHER, 0, 1:] = found[:, n_members:]
-    return slopes
-
-
-def _transposed(matrices: np.ndarray) -> np.ndarray:
-    return matrices.transpose(0, 2, 1)
-
-
-def _solve(gram: np.ndarray, right: np.ndarray, ridge: np.ndarray) -> np.ndarray:
-    """Solutions of normal equations, shape (equations, columns), zero for columns of zeros."""
-    diagonal = np.einsum("iaa->ia", gram)
-    diagonal += np.where(diagonal > 0, ridge * diagonal, 1.0) + np.finfo(float).tiny
-    return np.linalg.solve(gram, right)[..., 0]
-
-
 @dataclass(frozen=True)
 class _OfOthers:
     """Slopes of the scores of the elements that are not common, which are minus the precisions.
@@ -348,12 +250,12 @@ class _OfOthers:
         """
         order = normal.order
         core_noise, core, others = normal.split(points)
-        on_common = _OnCommon(core_noise[:, : order.n_common])
+        on_common = OnCommon(core_noise[:, : order.n_common])
         elements = np.column_stack([others, core[:, order.n_common :]])
         element_scores = scores[:, normal.not_common]
         along = on_common.fit(elements)
         members = np.column_stack([np.arange(elements.shape[1]), order.neighbours])
-        slopes = (_least_squares if order.has_few_neighbours else _least_squares_of_many)(
+        slopes = (slopes_in_few if order.has_few_neighbours else slopes_in_many)(
             np.ascontiguousarray((elements - on_common.columns @ along).T),
             np.ascontiguousarray(element_scores.T),
             members,
@@ -419,7 +321,7 @@ class _OfCommon:
     def fit(cls, normal: ConditionalNormal, points: np.ndarray, scores: np.ndarray) -> "_OfCommon":
         n = normal.order.n_common
         core_noise, others_noise, core_scores, others_scores = normal.pull(points, scores)
-        on_common = _OnCommon(core_noise[:, :n])
+        on_common = OnCommon(core_noise[:, :n])
         noise = np.column_stack([others_noise, core_noise[:, n:]])
         scores = np.column_stack([others_scores, core_scores[:, n:]])
         # what the others' noise adds to these scores: as much as these add to theirs
