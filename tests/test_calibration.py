@@ -209,12 +209,16 @@ def test_fits_that_fail_are_told(monkeypatch, caplog):
     assert not set(found.errors) & set(found.ranks.simulation.values.tolist())
 
 
-def test_asvi_and_quiet(caplog):
+def test_quiet(caplog):
     before = logging.getLogger("pymc_emf").level
     found = calibrate(simulations=2, layers="mean_field", method=None, n=50)
     assert found.simulations == 2
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert logging.getLogger("pymc_emf").level == before
+
+
+@pytest.mark.slow  # as with the other method
+def test_asvi():
     found = emf.calibrate(conjugate(), 2, n=50, method=emf.ASVI(), progressbar=False)
     assert found.simulations == 2
 

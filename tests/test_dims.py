@@ -313,6 +313,7 @@ class TestFit:
     def test_density_is_that_of_pymc(self, model):
         assert_same_density(model)
 
+    @pytest.mark.slow  # a second fit, of what is the same density above
     def test_is_the_fit_of_the_same_model_in_pm(self, approx, draws):
         plain = fit(plain_regression())
         assert_array_equal(approx.hist, plain.hist)

@@ -52,7 +52,7 @@ def losses(approx):
 @pytest.mark.parametrize(
     ("where", "name"),
     [
-        (jax_fit, "compile_steps"),
+        (jax_fit, "make_steps"),
         (search.Search, "_log_weights"),
         (Chunk, "wait"),
         # between those, and each makes two fits
@@ -125,14 +125,14 @@ def test_one_that_is_lost():
 
 
 def test_one_that_is_lost_in_a_fit(monkeypatch, losses):
-    fitted, compile_steps = method(), jax_fit.compile_steps
+    fitted, make_steps = method(), jax_fit.make_steps
 
     def compile_with_garbage(*args):
         lose_one()
-        return compile_steps(*args)
+        return make_steps(*args)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(jax_fit, "compile_steps", compile_with_garbage)
+        patched.setattr(jax_fit, "make_steps", compile_with_garbage)
         fitted.fit(150, **quiet)
     assert fitted.hist.size == 0
     np.testing.assert_array_equal(fitted.fit(150, **quiet).hist, losses)

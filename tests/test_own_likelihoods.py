@@ -58,6 +58,7 @@ def test_a_density_that_evaluates_its_data(parts):
         assert_allclose(density([mu, log_sigma]), expected, rtol=1e-12)
 
 
+@pytest.mark.slow  # two fits; that the density is right is tested above
 def test_posterior_of_a_density_that_evaluates_its_data():
     """Step by step that of the same mixture in PyMC's words."""
     with pm.Model() as mixture:

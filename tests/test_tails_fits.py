@@ -105,11 +105,6 @@ BY_NUTS = {
         "log_k_sd": (0.1215, 0.0924),
     },
 }
-#: Fits of thousands of steps, and most of their time is spent in compiling the densities.
-SLOW = [
-    pytest.param(make, marks=pytest.mark.slow)
-    for make in (truncated, first_passage, censored_weibull)
-]
 
 
 # a series in every datum is fitted in the slow session
@@ -150,7 +145,9 @@ def test_where_the_density_is_finite_so_is_the_curvature(make):
     assert np.isfinite(np.asarray(products)[finite]).all()
 
 
-@pytest.mark.parametrize("make", [tobit, *SLOW])
+# fits of thousands of steps, most of whose time is spent in compiling what is tested above
+@pytest.mark.slow
+@pytest.mark.parametrize("make", BY_NUTS)
 def test_posterior_means(make):
     approx = emf.fit(model=make(), random_seed=1, progressbar=False)
     posterior = approx.sample(10_000, random_seed=2).posterior

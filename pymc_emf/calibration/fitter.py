@@ -10,7 +10,7 @@ from pymc_emf.exceptions import NonFiniteELBOError
 from pymc_emf.variational.check import check, explain
 from pymc_emf.variational.draws import Draws
 from pymc_emf.variational.options import FitOptions
-from pymc_emf.variational.prepare import Prepared, Steps, compile_steps
+from pymc_emf.variational.prepare import Prepared, Steps, make_steps
 from pymc_emf.variational.start import find_start
 from pymc_emf.variational.train import begin_run, maximise_elbo
 
@@ -71,7 +71,8 @@ class Fitter:
             for name, variable in variables.items()
         ]
         initial = objective.replace(self.prepared.initial, list(variables.values()), arrays)
-        self._steps = steps = compile_steps(self.prepared, initial, self.ask, self._steps)
+        self._steps = steps = make_steps(self.prepared, initial, self.ask, self._steps)
+        steps.chunk.begin()
         started = find_start(self.prepared, rng, initial)
         run = begin_run(self.prepared, steps, started, self.ask.n, rng)
         trained = maximise_elbo(self.prepared, steps, run, self.ask)

@@ -26,7 +26,7 @@ from pymc_emf.density.observers import Refill, Validation
 from pymc_emf.density.saved import read_density, write_density
 from pymc_emf.density.start import learning_rates, start_from_moments
 from pymc_emf.engine.interrupts import heard
-from pymc_emf.engine.loop import CHUNK_SIZE, Chunk, compile_chunk, start_state
+from pymc_emf.engine.loop import CHUNK_SIZE, Chunk, make_chunk, start_state
 from pymc_emf.engine.optimizers import Optimizer, make_optimizer
 from pymc_emf.engine.stopping import Stopping
 from pymc_emf.engine.trainer import Observer, Run, Trained, train
@@ -288,7 +288,9 @@ class DensityEstimator:
         rates = learning_rates(likelihood.flow)
         state = start_state(optimizer, trained, 1, rates, (fixed, jnp.asarray(rows)))
         draw = likelihood.draw(n_rows, batch_size)
-        return optimizer, compile_chunk(draw, likelihood.loss, optimizer, state, CHUNK_SIZE)
+        chunk = make_chunk(draw, likelihood.loss, optimizer, state, CHUNK_SIZE)
+        chunk.begin()
+        return optimizer, chunk
 
     # --- what was learnt -----------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """The fused optimisation loop: a chunk of steps is one compiled call."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from pymc_emf.engine.callback import as_raised
 from pymc_emf.engine.forks import refuse_fork
 from pymc_emf.engine.optimizers import Optimizer, Values
 
-__all__ = ["CHUNK_SIZE", "MAX_BAD_STEPS", "Chunk", "LoopState", "compile_chunk", "start_state"]
+__all__ = ["CHUNK_SIZE", "MAX_BAD_STEPS", "Chunk", "LoopState", "make_chunk", "start_state"]
 
 Parameters = Any  # as an optimiser keeps them
 DrawFn = Callable[[jax.Array], Any]
@@ -55,7 +56,7 @@ class LoopState(NamedTuple):
 class Chunk:
     """Several optimisation steps as one function, compiled in the background.
 
-    The loop is the largest function of a fit; it compiles while the warm start runs.
+    The loop is the largest function of a fit; once begun, it compiles while the warm start runs.
 
     Attributes
     ----------
@@ -63,10 +64,21 @@ class Chunk:
         Most steps of one call.
     """
 
-    def __init__(self, lowered: jax.stages.Lowered, size: int, placement: Sharding | None):
+    def __init__(
+        self, lower: Callable[[], jax.stages.Lowered], size: int, placement: Sharding | None
+    ):
         self.size = size
-        self._compiled = _COMPILER.submit(lowered.compile)
+        self._lower = lower
         self._placement = placement
+
+    @cached_property
+    def _compiled(self) -> Future[jax.stages.Compiled]:
+        refuse_fork()
+        return _COMPILER.submit(self._lower().compile)
+
+    def begin(self) -> None:
+        """Begin to compile, unless that has begun: trace here, and let XLA work on."""
+        _ = self._compiled
 
     def wait(self) -> None:
         """Wait until it is compiled."""
@@ -143,7 +155,7 @@ def _step(loss: LossFn, optimizer: Optimizer) -> Callable[..., tuple[LoopState, 
     return one_step
 
 
-def compile_chunk(
+def make_chunk(
     draw: DrawFn,
     loss: LossFn,
     optimizer: Optimizer,
@@ -153,7 +165,7 @@ def compile_chunk(
     ahead: int | None = None,
     placement: Sharding | None = None,
 ) -> Chunk:
-    """Compile ``chunk(state, key, n)``: up to ``size`` optimisation steps in one call.
+    """Make ``chunk(state, key, n)``: up to ``size`` optimisation steps in one call.
 
     Parameters
     ----------
@@ -178,9 +190,8 @@ def compile_chunk(
     Returns
     -------
     Chunk
-        Tracing is done; XLA works on in the background.
+        It compiles when it is begun, at the latest when it is called.
     """
-    refuse_fork()
     ahead = size if ahead is None else min(ahead, size)
     one_step = _step(loss, optimizer)
 
@@ -206,4 +217,4 @@ def compile_chunk(
     state, key = jax.device_put((state, jax.random.key(0)), placement)
     # The old state is not donated: an interrupt may strike before the new one is in hand.
     compiled = jax.jit(steps, out_shardings=None if placement is None else (placement, placement))
-    return Chunk(compiled.lower(state, key, 1), size, placement)
+    return Chunk(lambda: compiled.lower(state, key, 1), size, placement)

@@ -119,6 +119,9 @@ class Run:
 
     @property
     def losses_so_far(self) -> np.ndarray:
+        """Those of the steps taken; where there are none to take, that of the start."""
+        if not self.end and self.best is not None:
+            return np.array([self.best.level.loss])
         return self.losses[: self.done]
 
     @property
@@ -313,7 +316,8 @@ def train(
     progressbar : bool
     progressbar_theme : rich.theme.Theme
     """
-    bar = progress_bar(progressbar, progressbar_theme, TextColumn("{task.fields[loss]}"))
+    column = TextColumn("{task.fields[loss]}")
+    bar = progress_bar(progressbar and not run.over, progressbar_theme, column)
     first, stepping = run.done, 0.0
     ended, message, error = "", "", None
     try:

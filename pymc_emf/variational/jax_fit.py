@@ -22,7 +22,7 @@ from pymc_emf.variational.check import KEPT, explain
 from pymc_emf.variational.checkpoint import Checkpoint
 from pymc_emf.variational.conclude import conclude
 from pymc_emf.variational.options import FitOptions
-from pymc_emf.variational.prepare import compile_steps
+from pymc_emf.variational.prepare import Steps, make_steps
 from pymc_emf.variational.record import FitRecord
 from pymc_emf.variational.start import Started
 from pymc_emf.variational.state import MethodState
@@ -54,10 +54,6 @@ def fit_by_jax(
     """
     begin = time.perf_counter()
     fit, steps = _start(kept, approx, ask, rng, file)
-    if fit.run is None or steps is None:
-        fit.stay()
-        conclude(approx, fit.started.values, fit.started.as_trained(), ask.n, rng, begin)
-        return State(0, step=None, callbacks=ask.callbacks, score=ask.scores)
     prepared, run = approx.prepared, fit.run
     trained = maximise_elbo(prepared, steps, run, ask, fit.before_stopping, fit.after_stopping)
     fit.adopt(trained)
@@ -79,18 +75,18 @@ def fit_by_jax(
 
 
 @without_collection()
-def _start(kept, approx, ask, rng, file) -> tuple["_Fit", Any]:
-    """The fit before its first step, with everything compiled, if there is a step to take."""
+def _start(kept, approx, ask, rng, file) -> tuple["_Fit", Steps]:
+    """The fit before its first step, with all compiled that its steps need."""
     prepared, timing, clock = approx.prepared, dict(approx.timing), _Clock()
     if file is not None:
         file.check(prepared)
     prepared.objective.rewrite()
     timing["rewrite"] = timing.get("rewrite", 0.0) + clock.lap()
     may_stay = kept.started is None and file is None and may_end_at_start(prepared, ask)
-    steps = None
+    steps = make_steps(prepared, approx.values, ask, kept.steps)
     # the start of many elements takes seconds and often is enough; else both go on side by side
     if not (may_stay and prepared.objective.size > SPARSE_FROM):
-        steps = compile_steps(prepared, approx.values, ask, kept.steps)
+        steps.chunk.begin()
     timing["compile"] = clock.lap()
     earlier, taken = approx.hist, None
     if file is not None and file.exists:
@@ -101,12 +97,12 @@ def _start(kept, approx, ask, rng, file) -> tuple["_Fit", Any]:
     else:
         started = kept.start(approx, rng)
         clock.lap()
-        run = None
-        if not (may_stay and is_enough(prepared, started, ask.tol, rng)):
-            steps = steps or compile_steps(prepared, approx.values, ask)
-            run = begin_run(prepared, steps, started, ask.n, rng)
+        enough = may_stay and is_enough(prepared, started, ask.tol, rng)
+        run = begin_run(prepared, steps, started, ask.n, rng)
+        if enough:
+            run.stop(started.reason)
     timing["warm_start"] = started.seconds
-    if run is not None and steps is not None:
+    if not run.over:
         steps.chunk.wait()
         timing["compile"] += clock.lap()
 
@@ -138,7 +134,7 @@ class _Fit:
         approx: EMFApproximation,
         ask: FitOptions,
         started: Started,
-        run: Run | None,
+        run: Run,
         earlier: np.ndarray,
         file: Checkpoint | None,
         random_state: dict[str, Any],
@@ -149,7 +145,7 @@ class _Fit:
         self.random_state = random_state
         self.before_stopping = [self._call] if ask.callbacks else []
         self.after_stopping = [] if file is None else [self._write_if_due]
-        if file is not None and run is not None and file.is_due(run):
+        if file is not None and file.is_due(run):
             self._write(run, "unfinished")
 
     def values_of(self, trained: Sequence[Any]) -> list[np.ndarray]:
@@ -188,17 +184,10 @@ class _Fit:
             self.approx.random_state,
         )
 
-    def stay(self) -> None:
-        """Give the approximation the start, from which there is nothing more to learn."""
-        trained = self.started.as_trained()
-        self.timing["step"] = trained.seconds
-        record = self._record(trained.losses, trained.stopping)
-        self.approx.adopt(self.started.values, record)
-
     def adopt(self, trained: Trained) -> None:
         """Give the approximation what was learnt, and write it."""
         self.timing["step"] = trained.seconds
         record = self._record(trained.losses, trained.stopping)
         self.approx.adopt(self.values_of(trained.values), record)
-        if self.file is not None and self.run is not None and not trained.failed:
+        if self.file is not None and not trained.failed:
             self._write(self.run, trained.stopping.reason)

@@ -10,7 +10,7 @@ import pymc as pm
 
 from pymc_emf.engine.devices import shardings
 from pymc_emf.engine.garbage import without_collection
-from pymc_emf.engine.loop import CHUNK_SIZE, Chunk, compile_chunk, start_state
+from pymc_emf.engine.loop import CHUNK_SIZE, Chunk, make_chunk, start_state
 from pymc_emf.engine.optimizers import Optimizer, make_optimizer
 from pymc_emf.layers.presets import SERIES_FROM, SPARSE_FROM, Shape, asks_for_structure, make_layers
 from pymc_emf.model.program import Program
@@ -23,7 +23,7 @@ from pymc_emf.variational.probing import Structure, find_structure
 from pymc_emf.variational.regression import ScoreFn
 from pymc_emf.variational.target import Target
 
-__all__ = ["Prepared", "Steps", "compile_steps", "prepare"]
+__all__ = ["Prepared", "Steps", "make_steps", "prepare"]
 
 #: Random numbers made at once, for several steps: 32 MB.
 MAX_NUMBERS_AHEAD = 2**22
@@ -114,7 +114,7 @@ def _structure(target: Target, sums: Sequence[SoftSum]) -> Structure | None:
 
 @dataclass(frozen=True)
 class Steps:
-    """The compiled loop, and what it was compiled for.
+    """The loop, and what it is for.
 
     Attributes
     ----------
@@ -134,10 +134,12 @@ def _asked(ask: FitOptions) -> tuple:
     return ask.obj_optimizer, ask.total_grad_norm_constraint, ask.obj_n_mc
 
 
-def compile_steps(
+def make_steps(
     prepared: Prepared, values: Values, ask: FitOptions, known: Steps | None = None
 ) -> Steps:
-    """Begin to compile the loop, unless the one that is known serves; any ``n`` does.
+    """Make the loop, unless the one that is known serves; any ``n`` does.
+
+    It is not compiled before it is begun.
 
     Parameters
     ----------
@@ -159,7 +161,7 @@ def compile_steps(
     )
     dealt, everywhere = shardings(devices)
     rates = [np.full(np.shape(value), LEARNING_RATE) for value in trained]
-    chunk = compile_chunk(
+    chunk = make_chunk(
         lambda key: objective.draw(key, ask.obj_n_mc, dealt),
         objective.loss,
         optimizer,

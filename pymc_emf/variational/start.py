@@ -10,8 +10,7 @@ import pytensor
 
 from threadpoolctl import threadpool_limits
 
-from pymc_emf.engine.stopping import EXACT, Level, Stopping
-from pymc_emf.engine.trainer import Trained
+from pymc_emf.engine.stopping import EXACT, Level
 from pymc_emf.variational.auxiliary import auxiliary
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.options import GATE_LEARNING_RATE, LEARNING_RATE
@@ -66,11 +65,10 @@ class Started:
         se = self.report.sd / np.sqrt(N_RANKING_DRAWS)
         return Level(-elbo, se if np.isfinite(se) else 0.0) if np.isfinite(elbo) else None
 
-    def as_trained(self) -> Trained:
-        """The start as the result of no step: its loss, and why there was none to take."""
-        reason = "exact" if self.divergence < EXACT else "converged"
-        losses = np.array([-self.report.elbos[self.report.chosen]])
-        return Trained(self.values, losses, Stopping(reason, 0))
+    @property
+    def reason(self) -> str:
+        """Why a fit ends here, if it does, see :class:`Stopping`."""
+        return "exact" if self.divergence < EXACT else "converged"
 
 
 def find_start(
