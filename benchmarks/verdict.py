@@ -40,7 +40,7 @@ from pymc_emf.variational.importance import MAX_PARETO_K
 REFERENCES = Path(__file__).parent / "data" / "public.json"
 MODELS: dict[str, Callable[[], pm.Model]] = textbook.MODELS | public.MODELS
 #: Public models whose reference is drawn in the noise of a flow.
-BY_FLOW = ("decay", "funnel", "overlap", "volatility", "weibull")
+BY_FLOW = ("decay", "funnel", "overlap", "volatility", "weibull", "weibull_censored")
 #: Fewer effective draws are no reference.
 MIN_ESS = 400
 
