@@ -33,6 +33,7 @@ from benchmarks import public, textbook
 from benchmarks.common import make_console, make_parser, measure_missing
 from benchmarks.textbook import DRAWS, MEAN_TOLERANCE, SD_TOLERANCE, compare
 from pymc_emf.variational.importance import MAX_PARETO_K
+from pymc_emf.variational.verdict import N_FRESH_DRAWS
 
 REFERENCES = Path(__file__).parent / "data" / "public.json"
 MODELS: dict[str, Callable[[], pm.Model]] = textbook.MODELS | public.MODELS
@@ -111,7 +112,10 @@ def measure(name: str, known: dict[str, Any], seed: int) -> dict[str, Any]:
     errors = compare(posterior, known)
     mean_at = max(errors, key=lambda label: abs(errors[label][0]))
     sd_at = max(errors, key=lambda label: abs(np.log(errors[label][1])))
-    verdicts = {"fit": approx.verdict, "later": approx.diagnose(random_seed=seed).verdict}
+    verdicts = {
+        "fit": approx.verdict,
+        "later": approx.diagnose(N_FRESH_DRAWS, random_seed=seed).verdict,
+    }
     said = {
         when: {
             "k": verdict.pareto_k,
@@ -144,7 +148,7 @@ def tabulate(records: list[dict[str, Any]]) -> Table:
         table.add_column(column, no_wrap=True)
     for column in ("Δmean / sd", "sd / sd", "k-hat", "effective", "gap, nats"):
         table.add_column(column, justify="right", no_wrap=True)
-    for column in ("misses", "warns", "warns later"):
+    for column in ("misses", "warns", "of fresh draws"):
         table.add_column(column)
     words = {True: "yes", False: ""}
     for r in records:
@@ -172,7 +176,7 @@ def confusion(records: list[dict[str, Any]]) -> str:
     done = [r for r in records if "error" not in r]
     rules: dict[str, Callable[[dict[str, Any]], bool]] = {
         "the fit's verdict": lambda r: not r["fit"]["good"],
-        "diagnose()": lambda r: not r["later"]["good"],
+        "that on fresh draws": lambda r: not r["later"]["good"],
         "k-hat alone at the end of the fit": lambda r: not r["fit"]["k"] <= MAX_PARETO_K,
     }
     missed = [r for r in done if misses(r)]
