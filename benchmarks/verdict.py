@@ -38,7 +38,15 @@ from pymc_emf.variational.verdict import N_FRESH_DRAWS
 REFERENCES = Path(__file__).parent / "data" / "public.json"
 MODELS: dict[str, Callable[[], pm.Model]] = textbook.MODELS | public.MODELS
 #: Public models whose reference is drawn in the noise of a flow.
-BY_FLOW = ("decay", "funnel", "overlap", "volatility", "weibull", "weibull_censored")
+BY_FLOW = (
+    "decay",
+    "drift_diffusion",
+    "funnel",
+    "overlap",
+    "volatility",
+    "weibull",
+    "weibull_censored",
+)
 #: Fewer effective draws are no reference.
 MIN_ESS = 400
 
