@@ -1,16 +1,23 @@
-"""What every timed method shares: the record of a fit, and steps fused into one scan."""
+"""What benchmarks share: the record of a timed fit, fused steps, runs that can be resumed."""
 
 from __future__ import annotations
 
+import argparse
+import gc
+import json
+import logging
 import math
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import jax
 import numpy as np
+
+from rich.console import Console
 
 ELBO_DRAWS = 20_000
 CHUNK = 100
@@ -83,3 +90,60 @@ def run_fused(
         state, _ = jax.block_until_ready(compiled(state))
         ticks.append(perf_counter())
     return state, compile_time, float(np.median(np.diff(ticks))) / chunk
+
+
+def make_parser(description: str | None, seeds: list[int]) -> argparse.ArgumentParser:
+    """Parser of a run of fits that can be resumed: their seeds, and the file."""
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds, help="of the fits")
+    parser.add_argument("--json", type=Path, help="written after every fit, and resumed from")
+    return parser
+
+
+def make_console() -> Console:
+    """Console for a table that also says what fits would warn of, in double precision."""
+    jax.config.update("jax_enable_x64", True)
+    for package in ("pymc", "pymc_emf"):  # the table says it
+        logging.getLogger(package).setLevel(logging.ERROR)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160  # no window to fit in
+    return console
+
+
+def measure_missing(
+    cases: Iterable[dict[str, Any]],
+    measure: Callable[..., dict[str, Any]],
+    path: Path | None,
+    console: Console,
+) -> list[dict[str, Any]]:
+    """Measure what a file lacks, and write it after every one.
+
+    Parameters
+    ----------
+    cases : iterable of dict
+        What tells one record from another.
+    measure : callable
+        Gets the items of a case as keywords, and returns what it has found.
+    path : Path, optional
+    console : Console
+
+    Returns
+    -------
+    list of dict
+        All records, of the file too: a case and what was found.
+    """
+    records = []
+    if path is not None and path.exists():
+        records = json.loads(path.read_text(encoding="utf-8"))
+    for case in cases:
+        if any(case.items() <= record.items() for record in records):
+            continue
+        with console.status(" ".join(map(str, case.values()))):
+            records.append(case | measure(**case))
+        # what was compiled would fill the memory
+        jax.clear_caches()
+        gc.collect()
+        if path is not None:
+            path.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    return records

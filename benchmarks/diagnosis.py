@@ -8,63 +8,54 @@ Where k-hat is below 0.7 that should be less than three; of the poor fits it sho
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
-
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 
-from rich.console import Console
 from rich.table import Table
 
 import pymc_emf as emf
 
-from benchmarks.common import ELBO_DRAWS
+from benchmarks.common import ELBO_DRAWS, make_console, make_parser, measure_missing
 from benchmarks.table import TARGETS
 from case_studies.problems import load, names
 
 MEAN_FIELD = {"layers": "mean_field", "embed": False}
 COLD = {"warm_start": False}
 #: Fits that nobody should trust, and why.
-POOR: list[tuple[str, str, dict[str, Any]]] = [
-    ("BRB-c", "mean field", MEAN_FIELD),
-    ("ES", "mean field", MEAN_FIELD),
-    ("LZB-r", "cold start", COLD),
-    ("LZB-c", "cold start", COLD),
+POOR: list[tuple[str, str]] = [
+    ("BRB-c", "mean field"),
+    ("ES", "mean field"),
+    ("LZB-r", "cold start"),
+    ("LZB-c", "cold start"),
 ]
 DEFAULT = "default"
+OPTIONS: dict[str, dict[str, Any]] = {DEFAULT: {}, "mean field": MEAN_FIELD, "cold start": COLD}
 
 
-def cases(seeds: list[int]) -> list[tuple[str, int, int, str, dict[str, Any]]]:
-    """Problem, data set, seed, name of the fit and its options."""
-    good = [(name, data, DEFAULT, {}) for name, data in names() if name in TARGETS]
-    poor = [(name, 0, kind, options) for name, kind, options in POOR]
+def cases(seeds: list[int]) -> list[dict[str, Any]]:
+    """Problem, data set, seed, and name of the fit."""
+    good = [(name, data, DEFAULT) for name, data in names() if name in TARGETS]
+    poor = [(name, 0, kind) for name, kind in POOR]
     return [
-        (name, data, seed, kind, options)
-        for name, data, kind, options in (*good, *poor)
+        {"problem": name, "data": data, "seed": seed, "fit": kind}
+        for name, data, kind in (*good, *poor)
         for seed in seeds
     ]
 
 
-def measure(name, data, seed, kind, options, steps) -> dict[str, Any]:
+def measure(problem: str, data: int, seed: int, fit: str, steps: int) -> dict[str, Any]:
     """Fit, and compare what the fit says of itself with what is known."""
-    problem = load(name, data)
-    approx = emf.fit(steps, model=problem.model, random_seed=seed, progressbar=False, **options)
+    known = load(problem, data)
+    options = OPTIONS[fit]
+    approx = emf.fit(steps, model=known.model, random_seed=seed, progressbar=False, **options)
     found = approx.diagnose(ELBO_DRAWS, random_seed=seed + 1)
-    error = found.log_evidence + problem.neg_log_evidence
     return {
-        "problem": name,
-        "data": data,
-        "seed": seed,
-        "fit": kind,
         "k": found.pareto_k,
-        "gap": -found.elbo - problem.neg_log_evidence,
-        "error": error,
-        "se": float(np.hypot(found.log_evidence_se, problem.se)),
+        "gap": -found.elbo - known.neg_log_evidence,
+        "error": found.log_evidence + known.neg_log_evidence,
+        "se": float(np.hypot(found.log_evidence_se, known.se)),
         "ess": found.ess,
         "advice": found.advice,
     }
@@ -99,32 +90,17 @@ def tabulate(records: list[dict[str, Any]]) -> Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = make_parser(__doc__, seeds=[0])
     parser.add_argument("--problems", nargs="+", default=list(TARGETS), choices=list(TARGETS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the fits")
     parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--json", type=Path, help="written after every fit, and resumed from")
     args = parser.parse_args()
-    jax.config.update("jax_enable_x64", True)
-    for package in ("pymc", "pymc_emf"):  # the table says it
-        logging.getLogger(package).setLevel(logging.ERROR)
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160  # no window to fit in
-    records = []
-    if args.json and args.json.exists():
-        records = json.loads(args.json.read_text(encoding="utf-8"))
-    keys = ("problem", "data", "seed", "fit")
-    done = {tuple(r[key] for key in keys) for r in records}
-    for case in cases(args.seeds):
-        if case[0] not in args.problems or case[:4] in done:
-            continue
-        with console.status(" ".join(map(str, case[:4]))):
-            records.append(measure(*case, args.steps))
-        jax.clear_caches()
-        if args.json:
-            args.json.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    console = make_console()
+    records = measure_missing(
+        (case for case in cases(args.seeds) if case["problem"] in args.problems),
+        partial(measure, steps=args.steps),
+        args.json,
+        console,
+    )
     console.print(tabulate(records))
     verdicts = [is_right(r) for r in records]
     console.print(

@@ -82,6 +82,57 @@ def weibull() -> pm.Model:
     return model
 
 
+def weibull_censored() -> pm.Model:
+    """Lifetimes in 30 groups, censored at times of their own: hierarchical Weibull, centred."""
+    rng = np.random.default_rng(2)
+    groups, n = 30, 600
+    scale, shape = rng.normal(1.5, 0.4, groups), rng.normal(0.3, 0.2, groups)
+    g = rng.integers(0, groups, n)
+    life, end = np.exp(scale[g]) * rng.weibull(np.exp(shape[g])), rng.uniform(1, 9, n)
+    with pm.Model(coords={"group": range(groups)}) as model:
+        ml, sl = pm.Normal("log_scale_mu", 0, 2), pm.Exponential("log_scale_sd", 1)
+        mk, sk = pm.Normal("log_k_mu", 0, 1), pm.Exponential("log_k_sd", 1)
+        ls = pm.Normal("log_scale", ml, sl, dims="group")
+        lk = pm.Normal("log_k", mk, sk, dims="group")
+        lifetime = pm.Weibull.dist(pm.math.exp(lk[g]), pm.math.exp(ls[g]))
+        upper = np.where(life > end, end, np.inf)
+        pm.Censored("y", lifetime, lower=None, upper=upper, observed=np.minimum(life, end))
+    return model
+
+
+def drift_diffusion() -> pm.Model:
+    """First passages of six subjects, whose non-decision times the least of each bounds."""
+    rng = np.random.default_rng(9)
+    subjects, each, step = 6, 40, 0.002
+    s = np.repeat(np.arange(subjects), each)
+    v, a, t = (rng.normal(*of, subjects) for of in ((1.0, 0.4), (1.5, 0.15), (0.3, 0.04)))
+    times, answers = np.empty(s.size), np.empty(s.size)
+    for i, j in enumerate(s):
+        place, k = a[j] / 2, 0
+        while 0 < place < a[j] and k < 5000:
+            place, k = place + v[j] * step + np.sqrt(step) * rng.normal(), k + 1
+        times[i], answers[i] = k * step + t[j], 1 if place >= a[j] else -1
+    least = np.array([times[s == j].min() for j in range(subjects)])
+
+    def logp(value, v, a, t):
+        # Navarro & Fuss (2009): the series for small times, from half of the way
+        drift, time, w, k = -v * answers, value - t, 0.5, np.arange(-3, 4)
+        scaled = pt.maximum(time, 1e-6) / a**2
+        series = ((w + 2 * k) * pt.exp(-((w + 2 * k) ** 2) / (2 * scaled[:, None]))).sum(1)
+        first = pt.log(pt.maximum(series, 1e-30)) - 0.5 * np.log(2 * np.pi) - 1.5 * pt.log(scaled)
+        log_density = first - drift * a * w - drift**2 * time / 2 - 2 * pt.log(a)
+        return pt.switch(time > 0, log_density, -np.inf)
+
+    with pm.Model(coords={"subject": range(subjects)}) as model:
+        mv, sv = pm.Normal("v_mu", 0, 2), pm.HalfNormal("v_sd", 0.5)
+        ma, sa = pm.Gamma("a_mu", mu=1.5, sigma=0.75), pm.HalfNormal("a_sd", 0.3)
+        drift = pm.Normal("v", mv, sv, dims="subject")
+        width = pm.TruncatedNormal("a", ma, sa, lower=0.1, dims="subject")
+        late = pm.Uniform("t", 0, least, dims="subject")
+        pm.CustomDist("rt", drift[s], width[s], late[s], logp=logp, observed=times)
+    return model
+
+
 def power_law() -> pm.Model:
     """A power law whose exponent has a Normal(0, 100) prior, multiplicative noise."""
     rng = np.random.default_rng(5)
@@ -115,14 +166,22 @@ def league() -> pm.Model:
 
 def horseshoe() -> pm.Model:
     """Regularised horseshoe, 15 coefficients, 40 rows."""
-    rng = np.random.default_rng(19)
-    size, n = 15, 40
+    return _horseshoe([4, -5, 1.0], size=15, n=40)
+
+
+def wide_horseshoe() -> pm.Model:
+    """Regularised horseshoe, 30 coefficients, 60 rows."""
+    return _horseshoe([4, -5, 6, 1.0], size=30, n=60)
+
+
+def _horseshoe(signals: list[float], size: int, n: int) -> pm.Model:
+    rng, some = np.random.default_rng(19), len(signals)
     x, b = rng.normal(size=(n, size)), np.zeros(size)
-    b[:3] = [4, -5, 1.0]
+    b[:some] = signals
     y = 1 + x @ b + rng.normal(size=n)
     with pm.Model(coords={"x": range(size)}) as model:
         s = pm.HalfNormal("sigma", 2.5)
-        tau = pm.HalfStudentT("tau", nu=2, sigma=3 / (size - 3) * s / np.sqrt(n))
+        tau = pm.HalfStudentT("tau", nu=2, sigma=some / (size - some) * s / np.sqrt(n))
         lam, c2 = pm.HalfStudentT("lam", nu=5, sigma=1, dims="x"), pm.InverseGamma("c2", 2, 8)
         z = pm.Normal("z", 0, 1, dims="x")
         beta = z * tau * lam * pm.math.sqrt(c2 / (c2 + tau**2 * lam**2))
@@ -259,9 +318,12 @@ MODELS: dict[str, Callable[[], pm.Model]] = {
         maxima,
         barrier,
         weibull,
+        weibull_censored,
+        drift_diffusion,
         power_law,
         league,
         horseshoe,
+        wide_horseshoe,
         slopes,
         volatility,
         level,

@@ -13,10 +13,7 @@ fitted flow.
 
 from __future__ import annotations
 
-import argparse
-import gc
 import json
-import logging
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +21,6 @@ from time import perf_counter
 from typing import Any
 
 import arviz as az
-import jax
 import numpy as np
 import pymc as pm
 
@@ -34,13 +30,23 @@ from rich.table import Table
 import pymc_emf as emf
 
 from benchmarks import public, textbook
+from benchmarks.common import make_console, make_parser, measure_missing
 from benchmarks.textbook import DRAWS, MEAN_TOLERANCE, SD_TOLERANCE, compare
 from pymc_emf.variational.importance import MAX_PARETO_K
+from pymc_emf.variational.verdict import N_FRESH_DRAWS
 
 REFERENCES = Path(__file__).parent / "data" / "public.json"
 MODELS: dict[str, Callable[[], pm.Model]] = textbook.MODELS | public.MODELS
 #: Public models whose reference is drawn in the noise of a flow.
-BY_FLOW = ("decay", "funnel", "overlap", "volatility", "weibull")
+BY_FLOW = (
+    "decay",
+    "drift_diffusion",
+    "funnel",
+    "overlap",
+    "volatility",
+    "weibull",
+    "weibull_censored",
+)
 #: Fewer effective draws are no reference.
 MIN_ESS = 400
 
@@ -88,9 +94,9 @@ def reference(name: str, seed: int = 20) -> dict[str, Any]:
     }
 
 
-def write_references(console: Console) -> None:
-    """Run NUTS on the public models that have no reference yet."""
-    for name in public.MODELS:
+def write_references(names: list[str], console: Console) -> None:
+    """Run NUTS on those of the public models that have no reference yet."""
+    for name in (name for name in names if name in public.MODELS):
         known = json.loads(REFERENCES.read_text(encoding="utf-8")) if REFERENCES.exists() else {}
         if name in known:
             continue
@@ -104,7 +110,7 @@ def write_references(console: Console) -> None:
 def measure(name: str, known: dict[str, Any], seed: int) -> dict[str, Any]:
     """Fit one model; how far it is off, and what it says of itself."""
     model, begin = MODELS[name](), perf_counter()
-    record: dict[str, Any] = {"model": name, "seed": seed}
+    record: dict[str, Any] = {}
     try:
         approx = emf.fit(model=model, random_seed=seed, progressbar=False)
         record["seconds"] = perf_counter() - begin
@@ -114,7 +120,10 @@ def measure(name: str, known: dict[str, Any], seed: int) -> dict[str, Any]:
     errors = compare(posterior, known)
     mean_at = max(errors, key=lambda label: abs(errors[label][0]))
     sd_at = max(errors, key=lambda label: abs(np.log(errors[label][1])))
-    verdicts = {"fit": approx.verdict, "later": approx.diagnose(random_seed=seed).verdict}
+    verdicts = {
+        "fit": approx.verdict,
+        "later": approx.diagnose(N_FRESH_DRAWS, random_seed=seed).verdict,
+    }
     said = {
         when: {
             "k": verdict.pareto_k,
@@ -147,7 +156,7 @@ def tabulate(records: list[dict[str, Any]]) -> Table:
         table.add_column(column, no_wrap=True)
     for column in ("Δmean / sd", "sd / sd", "k-hat", "effective", "gap, nats"):
         table.add_column(column, justify="right", no_wrap=True)
-    for column in ("misses", "warns", "warns later"):
+    for column in ("misses", "warns", "of fresh draws"):
         table.add_column(column)
     words = {True: "yes", False: ""}
     for r in records:
@@ -175,7 +184,7 @@ def confusion(records: list[dict[str, Any]]) -> str:
     done = [r for r in records if "error" not in r]
     rules: dict[str, Callable[[dict[str, Any]], bool]] = {
         "the fit's verdict": lambda r: not r["fit"]["good"],
-        "diagnose()": lambda r: not r["later"]["good"],
+        "that on fresh draws": lambda r: not r["later"]["good"],
         "k-hat alone at the end of the fit": lambda r: not r["fit"]["k"] <= MAX_PARETO_K,
     }
     missed = [r for r in done if misses(r)]
@@ -188,35 +197,22 @@ def confusion(records: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = make_parser(__doc__, seeds=[0, 1])
     parser.add_argument("command", nargs="?", choices=["fit", "reference"], default="fit")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the fits")
-    parser.add_argument("--json", type=Path, help="written after every fit, and resumed from")
     args = parser.parse_args()
-    jax.config.update("jax_enable_x64", True)
-    for package in ("pymc", "pymc_emf"):  # the table says it
-        logging.getLogger(package).setLevel(logging.ERROR)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160  # no window to fit in
+    console = make_console()
     if args.command == "reference":
-        write_references(console)
+        write_references(args.models, console)
         return
-    known, records = load_references(), []
-    if args.json and args.json.exists():
-        records = json.loads(args.json.read_text(encoding="utf-8"))
-    done = {(r["model"], r["seed"]) for r in records}
-    for seed in args.seeds:
-        for name in args.models:
-            if (name, seed) in done or known.get(name, {"ess": 0})["ess"] < MIN_ESS:
-                continue
-            with console.status(f"{name} {seed}"):
-                records.append(measure(name, known[name], seed))
-            jax.clear_caches()
-            gc.collect()
-            if args.json:
-                args.json.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    known = load_references()
+    judged = [name for name in args.models if known.get(name, {"ess": 0})["ess"] >= MIN_ESS]
+    records = measure_missing(
+        ({"model": name, "seed": seed} for seed in args.seeds for name in judged),
+        lambda model, seed: measure(model, known[model], seed),
+        args.json,
+        console,
+    )
     console.print(tabulate(records))
     console.print(confusion(records))
 

@@ -38,6 +38,7 @@ from scipy.stats import gaussian_kde, norm
 
 import pymc_emf as emf
 
+from case_studies.gaps import Gaps, show_gaps
 from case_studies.problems import SCHOOL_SIGMA, load
 
 if TYPE_CHECKING:
@@ -352,15 +353,17 @@ def _plot_gates(ax: Axes, result: Fit) -> None:
 
 
 def _plot_losses(ax: Axes, fits: dict[str, Fit], exact: Exact) -> None:
-    for name, result in fits.items():
+    gaps = {
+        name: Gaps.of_losses(result.approx.hist, exact.log_evidence)
+        for name, result in fits.items()
+    }
+    for name, found in gaps.items():
         _, colour, dashes = METHODS[name]
-        losses = result.approx.hist + exact.log_evidence
-        window = max(1, len(losses) // 100)
-        means = losses[: len(losses) // window * window].reshape(-1, window).mean(axis=1)
-        steps = window * (np.arange(len(means)) + 0.5)
-        ax.plot(steps, np.where(means > 0, means, np.nan), color=colour, ls=dashes, lw=_width(name))
-    ax.set(yscale="log", xlim=(0, len(losses)), xlabel="step", ylabel="nats")
-    ax.set_title("Loss minus the exact −log evidence")
+        ax.plot(found.steps, found.means, color=colour, ls=dashes, lw=_width(name))
+    show_gaps(ax, gaps.values())
+    longest = max(len(result.approx.hist) for result in fits.values())
+    ax.set(xlim=(0, longest), xlabel="step", ylabel="nats")
+    ax.set_title("Loss minus the exact −log evidence; shaded and linear: within its noise")
 
 
 # --- the script --------------------------------------------------------------------------------

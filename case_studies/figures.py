@@ -20,6 +20,7 @@ import xarray as xr
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from case_studies.gaps import Gaps, show_gaps
 from case_studies.methods import METHODS
 from case_studies.variational import PROBLEMS, SERIES, data
 
@@ -41,8 +42,8 @@ COLOURS = {
 #: Methods whose posteriors are drawn over time, from top to bottom.
 SHOWN = ["default", "GEMF-T", "ASVI", "IAF", "MF"]
 
-#: Points of a line of losses, and their limits: an exact fit lies below, a first step above.
-N_POINTS, LIMITS = 50, (1e-4, 1e6)
+#: Points of a line of losses, and the highest gap that is shown: a first step may lie above.
+N_POINTS, HIGHEST = 50, 1e6
 
 STYLE = {
     "font.size": 9,
@@ -141,17 +142,21 @@ def plot_losses(folder: Path, problems: Sequence[str]) -> Figure:
         figure = Figure(figsize=(2.8 * n_columns, 2.0 * n_rows + 0.5), layout="constrained")
         axes = figure.subplots(n_rows, n_columns, squeeze=False)
         for ax, name in zip(axes.flat, problems, strict=False):
+            gaps: list[Gaps] = []
             for method in (m for m in METHODS if m in COLOURS):
                 path = folder / name / f"{method}-0.json"
                 if not path.exists():
                     continue
                 record = json.loads(path.read_text(encoding="utf-8"))
-                parts = np.array_split(record.get("losses", []), N_POINTS)
-                gaps = record["log_evidence"] - np.array([part.mean() for part in parts])
-                share = (np.arange(N_POINTS) + 0.5) / N_POINTS
-                line = np.where(gaps > 0, gaps, np.nan)
-                ax.plot(share, line, color=COLOURS[method], lw=1.4, label=method)
-            ax.set(yscale="log", title=name, xlim=(0, 1), ylim=LIMITS)
+                losses = -np.asarray(record.get("losses", []))  # it has their negatives
+                if not losses.size:
+                    continue
+                found = Gaps.of_losses(losses, record["log_evidence"], N_POINTS)
+                share = found.steps / len(losses)
+                ax.plot(share, found.means, color=COLOURS[method], lw=1.4, label=method)
+                gaps.append(found)
+            show_gaps(ax, gaps, HIGHEST)
+            ax.set(title=name, xlim=(0, 1))
         for ax in axes.flat[len(problems) :]:
             ax.remove()
         figure.supxlabel("share of the steps")

@@ -182,6 +182,8 @@ def weighed(**given):
         ({"pareto_k": 0.8}, None),  # a heavy tail of weights that hardly vary
         ({"pareto_k": 0.8, "ess": 700.0}, "Do not trust it: Pareto k-hat is 0.80, above 0.7"),
         ({"ess": 700.0}, None),
+        ({"pareto_k": 0.6, "ess": 790.0}, "Resample it: its draws are worth 790 of 1,000"),
+        ({"pareto_k": 0.6, "ess": 810.0}, None),
         ({"ess": 54.1, "elbo": -2.97}, "Resample it: its draws are worth 54 of 1,000 .* 0.97 nats"),
         ({"gain": 0.97, "ess": 54.0}, "Fit longer: it has not converged, the ELBO rose by 0.97"),
         ({"doubt": ("tau[1]", "weights say so")}, "approximation of tau.1. is off: weights say so"),
@@ -388,6 +390,18 @@ def test_diagnosis(rough):
     assert dataset.attrs["advice"] == found.advice
     with pytest.raises(ValueError, match="at least 30, got 29"):
         approx.diagnose(29)
+
+
+def test_the_verdict_of_the_fit(rough):
+    """Reported as often as one likes, and no draws are spent on it."""
+    approx, state = rough[0], rough[0].random_state
+    found = [approx.diagnose() for _ in range(2)]
+    assert found[0].verdict == found[1].verdict == approx.verdict
+    assert approx.random_state == state
+    for asked in ({"draws": 1000}, {"random_seed": 1}):
+        fresh = approx.diagnose(**asked).verdict
+        assert fresh != approx.verdict
+        assert fresh.draws == asked.get("draws", 10_000)
 
 
 def test_importance_resampling_corrects_the_draws(rough):

@@ -8,6 +8,7 @@ from scipy import integrate
 from scipy.stats import multivariate_normal, norm
 
 from case_studies.eight_schools import main, solve
+from case_studies.gaps import Gaps, show_gaps
 from case_studies.problems import SCHOOL_SIGMA, load
 
 
@@ -101,3 +102,22 @@ def test_script(tmp_path, capsys, compiled_by_numba):
         assert dict(idata.posterior.sizes) == {"chain": 1, "draw": 20_000, "school": 8}
         assert {"lp", "lq"} <= set(idata.sample_stats)
         assert idata.fit["elbo"].shape == (200,)
+
+
+def test_gaps_below_zero_are_shown():
+    """Noise takes the mean losses of an all but exact fit below the least loss that there is."""
+    figure = pytest.importorskip("matplotlib.figure")
+    log_evidence, rng = -36.0, np.random.default_rng(0)
+    losses = -log_evidence + np.exp(-np.arange(1000) / 50) + rng.normal(0, 0.01, 1000)
+    gaps = Gaps.of_losses(losses, log_evidence)
+    assert len(gaps.steps) == len(gaps.means) == 25
+    np.testing.assert_allclose(gaps.means.mean(), (losses + log_evidence).mean())
+    assert gaps.means.min() < 0 < gaps.means[0]
+    assert gaps.noise == pytest.approx(2 * 0.01 / np.sqrt(40), rel=0.3)
+    ax = figure.Figure().subplots()
+    ax.plot(gaps.steps, gaps.means)
+    show_gaps(ax, [gaps])
+    assert np.isfinite(ax.transData.transform(np.c_[gaps.steps, gaps.means])).all()
+    low, high = ax.get_ylim()
+    assert low <= min(gaps.means.min(), -gaps.noise)
+    assert high >= gaps.means.max()

@@ -141,6 +141,17 @@ def test_models(build, error, said):
         emf.fit(10, model=in_model(build), random_seed=1, **quiet)
 
 
+def test_data_out_of_support(caplog):
+    """Their log density is a constant, minus infinity, that depends on no variable."""
+    with pm.Model() as model:
+        pm.Uniform("y", 0.0, 1.0, observed=[0.5, 2.0])
+        pm.Normal("z", pm.Normal("x"), 1.0, observed=0.3)
+    with pytest.raises(BadStartError, match="log density of y is minus infinity"):
+        emf.fit(10, model=model, random_seed=1, **quiet)
+    assert "that of y has the logarithm -inf there" in caplog.text
+    assert "failed" not in caplog.text
+
+
 def moments(model, name, n=300):
     approx = emf.fit(n, model=model, random_seed=1, **quiet)
     draws = approx.sample(4000, random_seed=1).posterior[name].values

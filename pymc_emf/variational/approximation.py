@@ -29,7 +29,7 @@ from pymc_emf.variational.record import FitRecord, Recorded
 from pymc_emf.variational.saved_fit import write_fit
 from pymc_emf.variational.summary import Summary
 from pymc_emf.variational.transport import Sampler, check_options, sample_noise
-from pymc_emf.variational.verdict import Drawn, judge
+from pymc_emf.variational.verdict import N_FRESH_DRAWS, Drawn, judge
 
 __all__ = ["EMFApproximation"]
 
@@ -371,13 +371,16 @@ class EMFApproximation(Recorded, SingleGroupApproximation):
         value, log_p, log_q = self._draws.weigh(self.values, noise)
         return Drawn(noise, value, log_ratio(log_p, log_q))
 
-    def diagnose(self, draws: int = 10_000, *, random_seed: RandomState = None) -> Diagnosis:
-        """Tell how far the approximation can be trusted, from importance weights of fresh draws.
+    def diagnose(self, draws: int | None = None, *, random_seed: RandomState = None) -> Diagnosis:
+        """Tell how far the approximation can be trusted, from importance weights of its draws.
 
         Parameters
         ----------
-        draws : int
+        draws : int, optional
+            How many fresh ones to ask, with a verdict of their own, which may differ where little
+            decides. By default that of the fit is reported, and 10,000 are asked if it has none.
         random_seed : int, RandomState or Generator, optional
+            Of fresh draws, of which there are 10,000 where only a seed is given.
 
         Returns
         -------
@@ -401,14 +404,16 @@ class EMFApproximation(Recorded, SingleGroupApproximation):
         >>> approx.diagnose(1000).advice
         'Use it: its draws are worth 1,000 of 1,000 from the posterior.'
         """
+        last, fresh = self.verdict, draws is not None or random_seed is not None
+        if not fresh and last is not None and last.draws:  # old files have k-hat alone
+            return diagnose(last, self.gates, self.record)
+        draws = N_FRESH_DRAWS if draws is None else draws
         check_positive("draws", draws)
         if draws < MIN_DRAWS:
             raise ValueError(f"diagnose needs draws of at least {MIN_DRAWS}, got {draws}.")
-        rng = self._generator(random_seed)
-        last, other_start = self.verdict, self.warm_start.other
-        gain = 0.0 if last is None else last.gain
+        rng, gain = self._generator(random_seed), 0.0 if last is None else last.gain
         drawn = self._drawn(draws, rng)
-        verdict = judge(self.objective, self.values, drawn, rng, gain, other_start)
+        verdict = judge(self.objective, self.values, drawn, rng, gain, self.warm_start.other)
         return diagnose(verdict, self.gates, self.record)
 
     def log_prob(self, point: Mapping[str, Any] | np.ndarray) -> np.ndarray:

@@ -19,17 +19,20 @@ from pymc_emf.variational.importance import (
 from pymc_emf.variational.marginal import common_places, moments_of_common
 from pymc_emf.variational.objective import Objective, Values
 
-__all__ = ["MANY_ELEMENTS", "Drawn", "Verdict", "draw", "judge"]
+__all__ = ["MANY_ELEMENTS", "N_FRESH_DRAWS", "Drawn", "Verdict", "draw", "judge"]
 
+#: Draws of a verdict after the fit.
+N_FRESH_DRAWS = 10_000
 #: Draws from the prior by which a missed mode is found.
 N_PRIOR_DRAWS = 1000
 #: Beyond so many elements scores are asked instead, of so many draws: the divergences of all
 #: elements add up in the weights, few of which then count, however good each of them is.
 MANY_ELEMENTS, N_SCORED_DRAWS = 200, 2000
 #: Share of the draws that are effective below which moments may be off by a tenth; and the same
-#: where the weights have a heavy tail, so that they do not tell of all that is missed. Measured by
-#: ``python -m benchmarks.verdict``.
-ENOUGH, ENOUGH_OF_HEAVY = 0.7, 0.9
+#: where the weights have a heavy tail, so that they do not tell of all that is missed. Where they
+#: have a mean, but no variance, the share of so few draws is too high, and what is asked lies in
+#: between. Measured by ``python -m benchmarks.verdict``.
+ENOUGH, ENOUGH_OF_HEAVY, NO_VARIANCE = 0.7, 0.9, 0.5
 #: Share of draws without a density above which those that are left do not stand for the others,
 #: and below which it is not worth a warning, since others are drawn.
 FEW_OUTSIDE, RARELY_OUTSIDE = 0.1, 0.001
@@ -192,7 +195,10 @@ class Verdict:
             return False
         if np.isnan(self.effective):  # of an older file
             return self.is_heavy
-        return self.effective < (ENOUGH_OF_HEAVY if self.is_heavy else ENOUGH)
+        # not known where draws lack a density
+        k = NO_VARIANCE if np.isnan(self.pareto_k) else self.pareto_k
+        asked = np.interp(k, (NO_VARIANCE, MAX_PARETO_K), (ENOUGH, ENOUGH_OF_HEAVY))
+        return bool(self.effective < asked)
 
     @property
     def _told_outside(self) -> str:
