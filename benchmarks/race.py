@@ -1,8 +1,9 @@
 """Small models, from the call to the draws, against nutpie: ``python -m benchmarks.race``.
 
-The twenty textbook models and Eight Schools, each by the default fit and by nutpie's default run,
-in processes of their own that share nothing but the folder in which PyTensor and JAX keep what
-they have compiled. Each runs twice: the first time that folder is empty, the second time filled.
+The twenty textbook models, Eight Schools among them, each by the default fit and by nutpie's
+default run, in processes of their own that share nothing but the folders in which PyTensor, JAX
+and numba keep what they have compiled. Each runs twice: the first time these are empty, the second
+time filled.
 Both draw as many times, four chains of a thousand and four thousand draws, and check what they
 have drawn, as they do by default.
 
@@ -17,7 +18,6 @@ import os
 import subprocess
 import sys
 
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -28,18 +28,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.textbook import MODELS
-from case_studies.problems import load
 
 RECORDS = Path("results/race.jsonl")
 CHAINS, DRAWS = 4, 1000
 CACHES = ("empty", "filled")
-
-
-def _eight_schools() -> pm.Model:
-    return load("ES").model
-
-
-RACED: dict[str, Callable[[], pm.Model]] = {"eight_schools": _eight_schools, **MODELS}
 
 
 def _emf(model: pm.Model, seed: int) -> None:
@@ -65,14 +57,14 @@ METHODS = {"emf": _emf, "nutpie": _nutpie}
 
 def measure(name: str, method: str, seed: int) -> float:
     """Seconds of one run, in this process; what it imports counts."""
-    model = RACED[name]()
+    model = MODELS[name]()
     begin = perf_counter()
     METHODS[method](model, seed)
     return perf_counter() - begin
 
 
 def _apart(name: str, method: str, seed: int) -> dict:
-    """Two runs, each in a process of its own, with one new folder of caches."""
+    """Two runs, each in a process of its own, with one set of new caches."""
     record = {"model": name, "method": method, "seed": seed}
     command = [sys.executable, "-m", "benchmarks.race", "one", name, method, str(seed)]
     with TemporaryDirectory() as folder:
@@ -96,7 +88,7 @@ def tabulate(records: list[dict]) -> Table:
             table.add_column(f"{method}, {cache}", justify="right")
     found = {(r["model"], r["method"]): r for r in records}
     sooner = dict.fromkeys(CACHES, 0)
-    for name in RACED:
+    for name in MODELS:
         pair = [found.get((name, method), {}) for method in METHODS]
         if not all(pair):
             continue
@@ -114,7 +106,7 @@ def main() -> None:
     """Run what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="*", help="nothing for the campaign")
-    parser.add_argument("--models", nargs="+", default=list(RACED), choices=list(RACED))
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--records", type=Path, default=RECORDS)
     arguments = parser.parse_args()
