@@ -17,6 +17,7 @@ from pymc.logprob.utils import CheckParameterValue
 from pytensor.compile.mode import Mode
 from pytensor.gradient import NullTypeGradError
 from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.rewriting.basic import dfs_rewriter, node_rewriter
 from pytensor.graph.traversal import toposort
 from pytensor.tensor.basic import Alloc
 from pytensor.tensor.elemwise import DimShuffle
@@ -177,6 +178,15 @@ def symbolic(dist, how, points):
     return inputs, upcast_constants([density])[0]  # as in what is compiled to JAX
 
 
+@node_rewriter([pt.add, pt.mul])
+def halve_long_sums(fgraph, node):
+    """NumPy's functions take 32 operands, and canonical second derivatives have more terms."""
+    if len(node.inputs) < 32:
+        return None
+    half = len(node.inputs) // 2
+    return [node.op(node.op(*node.inputs[:half]), node.op(*node.inputs[half:]))]
+
+
 def by_pytensor(inputs, density, points, probe):
     """Density, gradient and product of the Hessian with a vector; NaN where there is none."""
 
@@ -190,6 +200,7 @@ def by_pytensor(inputs, density, points, probe):
     except (NotImplementedError, NullTypeGradError, pytensor.graph.utils.MethodNotDefined):
         pass  # PyTensor has no derivative of it
     mode = Mode("py", "fast_run").excluding("fusion").including("local_remove_check_parameter")
+    mode = mode.register((dfs_rewriter(halve_long_sums), 49))  # when all other rewriting is done
     function = pytensor.function(inputs, outputs, mode=mode, on_unused_input="ignore")
     with np.errstate(all="ignore"):
         found = np.array([function(*point) for point in points], dtype=float)
@@ -324,7 +335,11 @@ def errors(found, expected):
 
 
 def check(dist, how, points):
-    """Where PyTensor is finite so is JAX, and as close to it or as close to the truth."""
+    """Where PyTensor is finite so is JAX, and as close to it or as close to the truth.
+
+    Where digits are lost, chance decides which element of a derivative keeps more of them. So none
+    of JAX's may be further from the truth than the worst of PyTensor's same derivative.
+    """
     inputs, density = symbolic(dist, how, points)
     if density is None:
         pytest.skip("PyMC has none.")
@@ -342,8 +357,12 @@ def check(dist, how, points):
     off = finite & (error > tolerance)
     for i in np.flatnonzero(off.any(axis=1)):
         exact = by_mpmath(inputs, density, points[i], probe)
-        error, tolerance = errors(found[i], exact)
-        off[i] &= error > np.maximum(tolerance, np.abs(expected[i] - exact))
+        error, tolerance = errors(np.stack([found[i], expected[i]]), exact)
+        with np.errstate(invalid="ignore"):
+            shares = np.where(finite[i], error / tolerance, 0.0)
+        ours, theirs = np.nan_to_num(shares, nan=0.0)  # where the truth is not finite
+        for part in np.split(np.arange(len(exact)), [1, 1 + len(inputs)]):
+            off[i, part] &= ours[part] > max(1.0, theirs[part].max())
     assert not off.any(), describe(points, off, expected, found)
 
 
@@ -441,7 +460,10 @@ def test_the_parameters_of_the_incomplete_beta_function():
     compiled = jaxify([a, b, x], [pt.log(pt.betainc(a, b, x))])
     with jax.enable_x64(True):
         derive = jax.grad(lambda *point: compiled(*point)[0], argnums=(0, 1, 2))
-        for point in ((0.05, 0.5, 1e-6), (2.0, 0.5, 0.3), (50.0, 0.5, 0.01), (3.0, 40.0, 0.9)):
+        points = [(0.05, 0.5, 1e-6), (2.0, 0.5, 0.3), (50.0, 0.5, 0.01), (3.0, 40.0, 0.9)]
+        # whole numbers, where the continued fraction ends before its derivatives have settled
+        points += [(5.0, 2.0, 0.714), (1.0, 1.0, 0.3), (300.0, 3.0, 0.98)]
+        for point in points:
             with mpmath.workdps(40):
                 exact = [
                     mpmath.diff(
@@ -451,6 +473,7 @@ def test_the_parameters_of_the_incomplete_beta_function():
                     )
                     for axis in np.eye(3)
                 ]
-            np.testing.assert_allclose(
-                derive(*point), np.array(exact, float), rtol=1e-9, atol=1e-12
-            )
+            found, exact = np.array(derive(*point)), np.array(exact, float)
+            np.testing.assert_allclose(found[:2], exact[:2], rtol=1e-11, atol=1e-13)
+            # JAX's own betaln is in the derivative in x
+            np.testing.assert_allclose(found[2], exact[2], rtol=1e-9, atol=1e-12)

@@ -49,23 +49,56 @@ def use_special_functions(fgraph: FunctionGraph) -> None:
             fgraph.replace(node.outputs[0], new, import_missing=True)
 
 
+@differentiate_forward
+def _log_betainc(a, b, x):
+    """Log of ``betainc`` below its mean, by its continued fraction (for its derivatives alone).
+
+    Lentz's method: W. H. Press et al., *Numerical Recipes*, 3rd edition, section 6.4. Derivatives
+    settle later than the value does: that ends at once where ``b`` is a whole number.
+    """
+    tiny, eps = jnp.finfo(x.dtype).tiny, jnp.finfo(x.dtype).eps
+    enough = 15 + 2 * jnp.nanmax(jnp.sqrt(jnp.maximum(a, b)))
+
+    def away_from_zero(y):
+        return jnp.where(jnp.abs(y) < tiny, tiny, y)
+
+    def is_going_on(state):
+        m, settled, *_ = state
+        return (m < MAX_TERMS) & (m <= jnp.maximum(settled + settled // 4, enough))
+
+    def add(state):
+        m, settled, numerator, denominator, total = state
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        factor = 1.0
+        for term in (even, odd):
+            denominator = 1 / away_from_zero(1 + term * denominator)
+            numerator = away_from_zero(1 + term / numerator)
+            factor *= numerator * denominator
+        settled = jnp.where((jnp.abs(factor - 1) > 16 * eps).any(), m, settled)  # rounding
+        return m + 1, settled, numerator, denominator, total * factor
+
+    first = 1 / away_from_zero(1 - (a + b) * x / (a + 1))
+    one = jnp.ones((), x.dtype)
+    *_, fraction = jax.lax.while_loop(is_going_on, add, (one, one, jnp.ones_like(x), first, first))
+    # nine digits of the derivatives of JAX's betaln are right
+    log_beta = jsp.gammaln(a) + jsp.gammaln(b) - jsp.gammaln(a + b)
+    return a * jnp.log(x) + b * jnp.log1p(-x) - jnp.log(a) - log_beta + jnp.log(fraction)
+
+
 @jax.custom_jvp
 def _betainc(a, b, x):
     return jsp.betainc(a, b, x)
 
 
 def _betainc_jvp(primals, tangents):
-    """By the density, and in the parameters by central differences of fourth order.
-
-    They are those of the log of the smaller tail, which is all but linear in a parameter where it
-    is tiny.
-    """
+    """By the density, and in the parameters by the log of the smaller tail."""
     (a, b, x), change = primals, jnp.zeros_like(primals[2])
     upper = x > a / (a + b)
     sign, mirrored = jnp.where(upper, -1.0, 1.0), jnp.where(upper, 1 - x, x)
 
-    def tail(a, b):
-        return _betainc(jnp.where(upper, b, a), jnp.where(upper, a, b), mirrored)
+    def tail(function, a, b, mirrored=mirrored):
+        return function(jnp.where(upper, b, a), jnp.where(upper, a, b), mirrored)
 
     for i, tangent in enumerate(tangents):
         if isinstance(tangent, jax.custom_derivatives.SymbolicZero):
@@ -74,14 +107,14 @@ def _betainc_jvp(primals, tangents):
             log_slope = jsp.xlogy(a - 1, x) + jsp.xlog1py(b - 1, -x) - jsp.betaln(a, b)
             change = change + jnp.exp(log_slope) * tangent
             continue
-        step = primals[i] * jnp.finfo(primals[i].dtype).eps ** 0.2
+        inside = jnp.maximum(mirrored, jnp.finfo(x.dtype).tiny)
 
-        def moved(n, i=i, step=step):
-            there = tail(a + n * step, b) if i == 0 else tail(a, b + n * step)
-            return jnp.log(jnp.where(there > 0, there, 1.0))
+        def moved(parameter, i=i, inside=inside):
+            there = (parameter, b) if i == 0 else (a, parameter)
+            return tail(_log_betainc, *there, inside)
 
-        slope = (8 * (moved(1) - moved(-1)) - (moved(2) - moved(-2))) / (12 * step)
-        change = change + sign * tail(a, b) * slope * tangent
+        _, slope = jax.jvp(moved, (primals[i],), (jnp.ones_like(primals[i]),))
+        change = change + sign * tail(_betainc, a, b) * slope * tangent
     return _betainc(*primals), change
 
 
