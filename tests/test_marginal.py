@@ -1,5 +1,7 @@
 """The correction of the common elements' marginal distribution."""
 
+from dataclasses import replace
+
 import numpy as np
 import pymc as pm
 import pytest
@@ -9,6 +11,7 @@ from scipy.special import logsumexp
 import pymc_emf as emf
 
 from pymc_emf.layers.lower_triangular import LowerTriangular
+from pymc_emf.variational import check
 from pymc_emf.variational.marginal import moments_of_common
 
 N = 20_000
@@ -152,3 +155,22 @@ def exact_log_step(y):
     density /= density.sum()
     mean = density @ np.log(steps)
     return mean, np.sqrt(density @ (np.log(steps) - mean) ** 2)
+
+
+def test_a_correction_in_doubt_is_made_again(approx, rng, monkeypatch):
+    """From more draws, and once at most."""
+    judge, asked = check.judge, []
+
+    def doubted(*args):
+        return replace(judge(*args), doubt=("step", "as told"))
+
+    def counted(objective, values, rng, precision):
+        asked.append(precision)
+        return list(values)
+
+    monkeypatch.setattr(check, "correct_common", counted)
+    check.check(approx.objective, None, approx.values, rng)
+    assert asked == [check.PRECISIONS[0]]
+    monkeypatch.setattr(check, "judge", doubted)
+    check.check(approx.objective, None, approx.values, rng)
+    assert asked[1:] == list(check.PRECISIONS)
