@@ -19,7 +19,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from scipy.special import expit
 
-from case_studies.densities import DATA, entropy
+from case_studies.densities import DATA
 from case_studies.density import ARCHITECTURES
 from case_studies.figures import STYLE
 
@@ -114,7 +114,7 @@ def plot_losses(folder: Path, names: Sequence[str]) -> Figure:
             ax.plot((np.arange(50) + 0.5) / 50, means, color=colour, lw=1.3, label=method)
             lowest.append(means[-1])
             highest.append(means[5])
-        floor = entropy(DATA[name])
+        floor = DATA[name].entropy
         if floor is not None:
             ax.axhline(floor, color="k", lw=0.8, ls=(0, (3, 2)), label="entropy")
             lowest.append(floor)

@@ -87,6 +87,11 @@ def unpack(kind: str, tasks: Sequence[Task], settings: str, folder: Path) -> Non
 # --- tables -------------------------------------------------------------------------------------
 
 
+def read_paper() -> dict[str, Any]:
+    """The paper's tables, by their numbers."""
+    return json.loads(PAPER.read_text(encoding="utf-8"))["tables"]
+
+
 class Tables:
     """Cells of the paper's tables, and ours.
 
@@ -96,7 +101,7 @@ class Tables:
     """
 
     def __init__(self, records: Sequence[dict[str, Any]]):
-        self.paper = json.loads(PAPER.read_text(encoding="utf-8"))["tables"]
+        self.paper = read_paper()
         self.records: dict[tuple, list[dict[str, Any]]] = {}
         for record in records:
             key = (record["kind"], record["problem"], record["method"])
