@@ -353,3 +353,23 @@ def test_mixture_of_gaussians_options():
     np.testing.assert_allclose(one.forward([1.0, -2.0])[0], [3.0, -6.0])
     with pytest.raises(ValueError, match="n_components must be positive, got 0"):
         emf.MixtureOfGaussians(2, 0)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_steep_network_is_inverted(reverse):
+    """Elements not solved yet would be off by 1e5 more in every pass, until they overflow."""
+    size = 12
+    net = emf.MaskedAutoregressive(size, hidden=(2 * size,), reverse=reverse)
+    first, last = net.network.weights
+    signs = np.resize([1.0, -1.0], 2 * size)
+    first.set_value(np.broadcast_to(signs, (size, 2 * size)).astype(first.dtype))
+    shifts = np.arange(2 * size) < size
+    last.set_value((1e3 * signs[:, None] * shifts).astype(last.dtype))
+    bias = net.network.biases[-1]
+    bias.set_value(np.repeat([0.0, -50.0], size).astype(bias.dtype))
+    compiled = emf.compile(net)
+    noise = np.ones((1, size))
+    value, log_det = compiled.forward(noise)
+    back, log_det_back = compiled.inverse(value)
+    np.testing.assert_allclose(back, noise, rtol=1e-6)
+    np.testing.assert_allclose(log_det_back, -log_det)

@@ -67,16 +67,18 @@ class MaskedAutoregressive(TriangularLayer):
         return shift + pt.exp(log_scale) * noise, log_scale
 
     def to_noise(self, value):
-        # After k passes the first k elements (the last, if reversed) are exact.
-        def improve(noise, value):
+        # One element a pass, the rest still zero: guesses of elements to come may overflow, and
+        # in the network's masked products infinity times zero would reach the others as NaN.
+        def next_element(i, noise, value):
             shift, log_scale = self.network(noise)
-            return (value - shift) * pt.exp(-log_scale)
+            return noise[i].set((value[i] - shift[i]) * pt.exp(-log_scale[i]))
 
+        order = np.arange(self.size)
         noise = pytensor.scan(
-            improve,
+            next_element,
+            sequences=[pt.constant(order[::-1] if self.reverse else order)],
             outputs_info=[pt.zeros_like(value)],
             non_sequences=[value],
-            n_steps=self.size,
             return_updates=False,
         )[-1]
         _, log_scale = self.network(noise)
