@@ -113,7 +113,7 @@ def plot_losses(folder: Path, names: Sequence[str]) -> Figure:
             means = [part.mean() for part in np.array_split(losses, 50)]
             ax.plot((np.arange(50) + 0.5) / 50, means, color=colour, lw=1.3, label=method)
             lowest.append(means[-1])
-            highest.append(means[5])
+            highest.append(np.quantile(means, 0.8))  # spikes may leave the panel
         floor = DATA[name].entropy
         if floor is not None:
             ax.axhline(floor, color="k", lw=0.8, ls=(0, (3, 2)), label="entropy")
@@ -139,7 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not there:
         parser.error(f"{args.folder} has no results; run python -m case_studies.density first")
     with rc_context(STYLE):
-        figures = {"losses": plot_losses(args.folder, there)}
+        fitted = [name for name in DATA if any((args.folder / name).glob("*-0.json"))]
+        figures = {"losses": plot_losses(args.folder, fitted)}
         for title, table, plot in (("densities", 1, plot_densities), ("series", 3, plot_series)):
             names = [name for name in there if DATA[name].table == table]
             if names:

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from case_studies.campaign import Task, write
+from case_studies.densities import DATA
 from case_studies.methods import METHODS, STANDARD
 
 PAPER = Path(__file__).parent / "data" / "paper.json"
@@ -157,6 +158,10 @@ class Tables:
                 for text in (self.density(p, method), self.of_paper([table], p, method))
             ]
             lines.append(_row([method, *cells]))
+        floors = [DATA[p].entropy for p in problems]
+        if any(floor is not None for floor in floors):
+            cells = [text for e in floors for text in ("" if e is None else f"{e:.3f}", "")]
+            lines.append(_row(["*entropy*", *cells]))
         return lines
 
     def elbos(self) -> list[str]:

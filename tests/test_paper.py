@@ -6,6 +6,7 @@ import pytest
 
 from case_studies import paper
 from case_studies.campaign import Task
+from case_studies.densities import DATA
 from case_studies.density import ARCHITECTURES
 from case_studies.methods import METHODS
 
@@ -71,3 +72,12 @@ def test_records_are_kept(records, tmp_path, monkeypatch):
     assert paper.keep() == paper.keep() == 1
     (kept,) = paper.kept()
     assert kept["elbo"] == -1.0 and "losses" not in kept
+
+
+def test_no_density_is_above_the_truth(records):
+    found = [
+        r for r in records if r["kind"] == "density" and DATA[r["problem"]].entropy is not None
+    ]
+    assert len(found) >= 130
+    for record in found:
+        assert record["neg_log_density"] > DATA[record["problem"]].entropy, record
