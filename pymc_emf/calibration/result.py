@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import scipy  # whose statistics are imported when they are asked for
 import xarray as xr
-
-from scipy.stats import chisquare, norm
 
 from pymc_emf.report import Report
 from pymc_emf.variational.importance import MAX_PARETO_K
@@ -92,7 +91,9 @@ class Calibration(Report):
                 "too narrow": self.spread[name].max(),
                 "too wide": -self.spread[name].min(),
             }
-            p_values = {said: 2 * norm.sf(float(score)) for said, score in worst.items()}
+            p_values = {
+                said: 2 * scipy.stats.norm.sf(float(score)) for said, score in worst.items()
+            }
             said = min(p_values, key=p_values.__getitem__)
             # three tests of every element
             if p_values[said] * 3 * n_tests < SUSPICIOUS:
@@ -145,7 +146,7 @@ def _chi_square(ranks: np.ndarray, draws: int) -> float:
         return np.nan
     observed = np.bincount(ranks * n_bins // (draws + 1), minlength=n_bins)
     width = np.bincount(np.arange(draws + 1) * n_bins // (draws + 1))
-    return float(chisquare(observed, len(ranks) * width / (draws + 1)).pvalue)
+    return float(scipy.stats.chisquare(observed, len(ranks) * width / (draws + 1)).pvalue)
 
 
 def _bias(ranks: np.ndarray, draws: int) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Self
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import optax
 import pytensor
@@ -205,7 +205,7 @@ class DensityEstimator:
         optimizer, chunk = self._compile(likelihood, values, rows, batch_size, obj_optimizer)
         trained, fixed = likelihood.trained(values), likelihood.fixed(values)
         rates = learning_rates(likelihood.flow)
-        state = start_state(optimizer, trained, n, rates, (fixed, jnp.asarray(rows)))
+        state = start_state(optimizer, trained, n, rates, (fixed, jax.device_put(rows)))
         run = Run.begin(optimizer, state, int(rng.integers(2**31)), n)
 
         # from here on, what is learnt is kept
@@ -286,7 +286,7 @@ class DensityEstimator:
         trained, fixed = likelihood.trained(values), likelihood.fixed(values)
         optimizer = make_optimizer(given, None, trained, likelihood.flow.parameters)
         rates = learning_rates(likelihood.flow)
-        state = start_state(optimizer, trained, 1, rates, (fixed, jnp.asarray(rows)))
+        state = start_state(optimizer, trained, 1, rates, (fixed, jax.device_put(rows)))
         draw = likelihood.draw(n_rows, batch_size)
         chunk = make_chunk(draw, likelihood.loss, optimizer, state, CHUNK_SIZE)
         chunk.begin()

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from pymc_emf.density.likelihood import Likelihood
@@ -92,4 +92,4 @@ class Refill:
                 "return the same number at every call."
             )
         fixed, _ = run.state.constants
-        run.state = run.state._replace(constants=(fixed, jnp.asarray(fresh)))
+        run.state = run.state._replace(constants=(fixed, jax.device_put(fresh)))

@@ -74,7 +74,7 @@ def batch_jax(
 
     def run(values: Sequence[Any], *events: np.ndarray) -> Any:
         refuse_fork()
-        values = [jnp.asarray(value) for value in values]
+        values = jax.device_put(list(values))
         n_events = len(events[0])
         step = size or min(BATCH_SIZE, _next_power_of_two(n_events))
         pieces = []

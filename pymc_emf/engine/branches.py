@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
@@ -106,7 +107,7 @@ def _region(root: Apply) -> dict[Apply, None]:
     if not isinstance(op, basic.Switch):
         return {}
     condition, *branches = root.inputs
-    if any(isinstance(v, Constant) and not jnp.isfinite(v.data).all() for v in branches):
+    if any(isinstance(v, Constant) and not np.isfinite(v.data).all() for v in branches):
         return {}  # the bounds of a support, where there is no other form to be saved from
     # what the condition is computed from is computed anyway
     outside = set(ancestors([condition]))

@@ -17,6 +17,8 @@ from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.replace import clone_replace
 from pytensor.graph.traversal import graph_inputs
 from pytensor.link.jax.dispatch import jax_funcify
+from pytensor.link.jax.dispatch.basic import jax_typify
+from pytensor.link.utils import fgraph_to_python
 from pytensor.scan.op import Scan
 
 from pymc_emf.engine.branches import guard_branches
@@ -91,7 +93,7 @@ def jaxify(
         warnings.filterwarnings("ignore", message="Skipping .* Op", category=UserWarning)
         try:
             with jax.ensure_compile_time_eval():  # constants are no part of what may be traced
-                function = jax_funcify(fgraph)
+                function = fgraph_to_python(fgraph, jax_funcify, type_conversion_fn=_on_device)
         except NotImplementedError as error:
             raise NotImplementedError(
                 f"JAX cannot run a part of the graph ({error}); write it with other operations, or "
@@ -99,6 +101,13 @@ def jaxify(
             ) from error
     # its graph is traced once, however often it is used within others
     return jax.jit(function, inline=True)
+
+
+def _on_device(data: Any, **kwargs: Any) -> Any:
+    """Put a constant on the device, for which PyTensor's own way compiles a program by shape."""
+    if isinstance(data, np.ndarray) and data.ndim:
+        return jax.device_put(data)
+    return jax_typify(data, **kwargs)
 
 
 def _mend(fgraph: FunctionGraph) -> list[Called]:

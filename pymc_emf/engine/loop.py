@@ -116,8 +116,9 @@ def start_state(
         Passed on to the loss.
     """
     values = [np.asarray(value) for value in values]
-    parameters, constants = jax.tree.map(jnp.asarray, (optimizer.pack(values), constants))
-    zero = jnp.asarray(np.int32(0))
+    # jnp.asarray would compile a program for every shape that is new to it
+    parameters, constants = jax.device_put((optimizer.pack(values), constants))
+    zero = jax.device_put(np.int32(0))
     return LoopState(parameters, optimizer.init(parameters, n, rates), constants, zero, zero)
 
 

@@ -116,11 +116,18 @@ class Adam:
         return self._unpack(parameters)
 
     def init(self, parameters, n, rates):
-        zero, end = jnp.asarray(np.int32(0)), jnp.asarray(np.int32(n))
+        zero, end = jax.device_put((np.int32(0), np.int32(n)))
         typed = jax.tree.map(
-            lambda rate, p: jnp.asarray(rate.astype(p.dtype)), self._packed_rates(rates), parameters
+            lambda rate, p: jax.device_put(rate.astype(p.dtype)),
+            self._packed_rates(rates),
+            parameters,
         )
-        return self._adam.init(parameters), ScheduleState(zero, end, typed)
+        # all zeros, which JAX would compile a program for, shape by shape
+        adam = jax.tree.map(
+            lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype)),
+            jax.eval_shape(self._adam.init, parameters),
+        )
+        return adam, ScheduleState(zero, end, typed)
 
     def _packed_rates(self, rates: Values) -> Packed:
         return self._pack([np.asarray(rate) for rate in rates])
@@ -140,20 +147,20 @@ class Adam:
     def cool_down(self, state, n_left):
         adam, schedule = state
         # a longer or shorter schedule that has the same rate n_left steps before its end
-        rate = jax.jit(_warmup_cosine)(schedule.step, schedule.n_steps)
+        rate = _warmup_cosine(int(schedule.step), int(schedule.n_steps), np)
         phase = np.arccos(2 * float(rate) - 1) / np.pi
         n_falling = round(n_left / max(1 - phase, 1e-3))
         n_steps = n_falling + min(n_falling // 19, MAX_WARMUP)
-        step, end = jnp.asarray(np.int32(n_steps - n_left)), jnp.asarray(np.int32(n_steps))
+        step, end = jax.device_put((np.int32(n_steps - n_left), np.int32(n_steps)))
         return adam, schedule._replace(step=step, n_steps=end)
 
 
-def _warmup_cosine(step: jax.Array, n_steps: jax.Array) -> jax.Array:
+def _warmup_cosine(step: Any, n_steps: Any, xp: Any = jnp) -> Any:
     """Share of the peak rate: a linear rise, then half a cosine down to zero."""
-    warmup = jnp.clip(n_steps // 20, 1, MAX_WARMUP)
-    decay = (step - warmup) / jnp.maximum(n_steps - warmup, 1)
-    falling = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(decay, 0.0, 1.0)))
-    return jnp.where(step < warmup, step / warmup, falling)
+    warmup = xp.clip(n_steps // 20, 1, MAX_WARMUP)
+    decay = (step - warmup) / xp.maximum(n_steps - warmup, 1)
+    falling = 0.5 * (1 + xp.cos(np.pi * xp.clip(decay, 0.0, 1.0)))
+    return xp.where(step < warmup, step / warmup, falling)
 
 
 class FromOptax:
@@ -258,7 +265,7 @@ def from_pymc(
     step = jaxify([*parameters, *state_variables, *gradients], new_values)
 
     def init(_):
-        return [jnp.asarray(np.asarray(v.get_value())) for v in state_variables]
+        return [jax.device_put(np.asarray(v.get_value())) for v in state_variables]
 
     def update(gradient, state, values=None):
         new = step(*values, *state, *gradient)

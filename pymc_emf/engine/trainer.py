@@ -230,7 +230,7 @@ class Run:
         numbers = plain.pop("best", None)  # which older files do not have
         wanted = like if numbers is None else (like, like.parameters)
         leaves, structure = jax.tree.flatten(wanted)
-        kinds = [(np.shape(_data(leaf)), jnp.asarray(_data(leaf)).dtype.name) for leaf in leaves]
+        kinds = [(np.shape(_data(leaf)), jax.device_put(_data(leaf)).dtype.name) for leaf in leaves]
         if kinds != [(array.shape, array.dtype.name) for array in saved]:
             raise ValueError("The state of the optimiser has another structure.")
         read = jax.tree.unflatten(structure, map(_like, leaves, saved))
@@ -249,8 +249,8 @@ def _data(leaf: Any) -> Any:
 
 def _like(leaf: Any, array: np.ndarray) -> jax.Array:
     if _data(leaf) is leaf:
-        return jnp.asarray(array)
-    return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
+        return jax.device_put(array)
+    return jax.random.wrap_key_data(jax.device_put(array), impl=jax.random.key_impl(leaf))
 
 
 #: Called with the run after every chunk. What it returns, if anything, the progress bar shows.

@@ -8,14 +8,14 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
-import arviz_stats  # noqa: F401 (adds the accessor azstats to xarray's classes)
 import numpy as np
 import xarray as xr
 
 from arviz_base import extract, rcParams, xarray_sel_iter
 from arviz_base.labels import BaseLabeller
-from arviz_stats.base import array_stats
 from pymc.util import RandomState
+
+from pymc_emf.statistics import arviz_stats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -277,7 +277,7 @@ def estimate_density(values: Any, low: float, high: float) -> tuple[np.ndarray, 
     near = values[np.argsort(distance, kind="stable")[: max(n_inside, MIN_DRAWS)]]
     if len(near) < 2 or np.ptp(near) == 0:
         return np.zeros(0), np.zeros(0)
-    x, density, _ = array_stats.kde(near)
+    x, density, _ = arviz_stats().base.array_stats.kde(near)
     density *= len(near) / len(values)
     if n_inside < len(near):
         grid = np.linspace(max(low, x[0]), min(high, x[-1]), len(x))

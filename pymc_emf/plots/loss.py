@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import arviz_stats  # noqa: F401 (adds the accessor azstats to xarray's classes)
 import numpy as np
 import xarray as xr
 

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import arviz_stats  # noqa: F401 (adds the accessor azstats to xarray's classes)
 import numpy as np
 import pymc as pm
 import xarray as xr

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from arviz_base.labels import BaseLabeller
-from arviz_stats.ecdf_utils import ecdf_pit
 
 from pymc_emf.plots.common import (
     POSTERIOR,
@@ -19,6 +18,7 @@ from pymc_emf.plots.common import (
     require_matplotlib,
     select_variables,
 )
+from pymc_emf.statistics import arviz_stats
 
 if TYPE_CHECKING:  # results are looked at, not made
     from pymc_emf.calibration.result import Calibration
@@ -102,6 +102,7 @@ def plot_ranks(
     axes = make_axes(len(ranks), ax, figsize)
     for ax, (name, values) in zip(axes, fractions.data_vars.items(), strict=True):
         style = line_style(kwargs, color=POSTERIOR, lw=1.0, alpha=0.8)
+        ecdf_pit = arviz_stats().ecdf_utils.ecdf_pit
         for line in values.values.reshape(len(values), -1).T:
             x, ecdf, low, high = ecdf_pit(line, ci_prob, N_BAND, rng=np.random.default_rng(0))
             ax.plot(x, ecdf - x, **style)

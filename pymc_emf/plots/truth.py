@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import arviz_stats  # noqa: F401 (adds the accessor azstats to xarray's classes)
 import numpy as np
 import xarray as xr
 
@@ -33,6 +32,7 @@ from pymc_emf.plots.common import (
     select_variables,
     span_of,
 )
+from pymc_emf.statistics import arviz_stats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -199,6 +199,7 @@ def _draw_intervals(
     **kwargs: Any,
 ) -> None:
     """Median and intervals along a dimension: bars where elements are few, bands otherwise."""
+    arviz_stats()  # adds the accessor azstats
     (dim,) = truth.dims
     x = place_elements(ax, truth[dim], labeller)
     median = draws.median(rcParams["data.sample_dims"]).values

@@ -5,7 +5,6 @@ import logging
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytensor
@@ -167,7 +166,7 @@ def explain(
     ``slower`` says how to learn more slowly.
     """
     noise, minibatch = objective.draw(key, n_draws)
-    values = [jnp.asarray(value) for value in values]
+    values = jax.device_put(list(values))
     advice = f"{KEPT}. Check the parameters and data of that variable, or {slower}."
     for name, term in objective.terms(values, noise, minibatch).items():
         bad = int((~np.isfinite(np.asarray(term))).sum())

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from pymc_emf.variational.marginal import Moments
 
@@ -107,7 +107,7 @@ def scores_in_doubt(gap: np.ndarray) -> tuple[int, str] | None:
     shift, variance = gap.mean(axis=0), gap.var(axis=0)
     sizes = np.array([np.abs(shift), variance / 2])
     # the largest of many is large by chance
-    n_se = norm.isf(0.01 / gap.size)
+    n_se = -ndtri(0.01 / gap.size)
     sizes[0, sizes[0] < n_se * np.sqrt(variance / len(gap))] = 0.0
     which, element = np.unravel_index(sizes.argmax(), sizes.shape)
     if sizes[which, element] < MAX_CORRECTION:

@@ -17,13 +17,14 @@ from pymc.backends.arviz import (
     find_constants,
     find_observations,
 )
+from pytensor.graph.basic import Constant, Variable
 from pytensor.tensor.variable import TensorVariable
 
 import pymc_emf
 
 from pymc_emf.bijections.numerics.special import normal_logpdf
 from pymc_emf.engine.batch import Batched, batch_jax, batch_pytensor
-from pymc_emf.engine.graph import depends_on_minibatch, draws_at_random
+from pymc_emf.engine.graph import depends_on_minibatch, draws_at_random, evaluate_once
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.exceptions import NonFiniteDrawsError
 from pymc_emf.variational.importance import HOPELESS_PARETO_K, log_ratio, resample, smooth
@@ -37,6 +38,13 @@ logger = logging.getLogger(__name__)
 MAX_REDRAWS = 20
 #: Draws among which importance resampling chooses, for each one that is asked for, and at least.
 OVERSAMPLING, MIN_CANDIDATES = 10, 10_000
+
+
+def _length(length: Variable) -> int:
+    """Length of a dim; ``eval`` would compile a function even for a constant."""
+    if isinstance(length, Constant):
+        return int(length.data)
+    return int(evaluate_once({}, length))
 
 
 def fitting_dims(
@@ -268,7 +276,7 @@ class Draws:
         # of the model as it was fitted, whatever pm.set_data has done since
         frozen = self.program.frozen
         coords, dims = coords_and_dims_for_inferencedata(frozen)
-        lengths = {dim: int(length.eval()) for dim, length in frozen.dim_lengths.items()}
+        lengths = {dim: _length(length) for dim, length in frozen.dim_lengths.items()}
 
         def dataset(variables, **kwargs):
             fitting: dict[Hashable, Sequence[Hashable]] = {

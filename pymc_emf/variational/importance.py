@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from arviz_stats.base import array_stats
 from scipy.special import logsumexp
+
+from pymc_emf.statistics import arviz_stats
 
 __all__ = [
     "ELBO",
@@ -134,7 +135,7 @@ def smooth(log_weights: np.ndarray) -> Smoothed:
         return Smoothed(equal, -np.inf, float(log_weights.mean()), 0.0)
     try:
         with np.errstate(all="ignore"):
-            smoothed, k = array_stats.psislw(-log_weights)
+            smoothed, k = arviz_stats().base.array_stats.psislw(-log_weights)
     except ValueError:  # all weights of the tail are the same
         smoothed, k = log_weights - logsumexp(log_weights), -np.inf
     if np.isnan(k):  # next to the largest weights, the others of the tail are zero

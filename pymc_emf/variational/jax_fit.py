@@ -16,6 +16,7 @@ from pymc_emf.engine.stopping import Stopping
 from pymc_emf.engine.trainer import Run, Trained
 from pymc_emf.exceptions import NonFiniteELBOError
 from pymc_emf.layers.presets import SPARSE_FROM
+from pymc_emf.statistics import import_meanwhile
 from pymc_emf.variational.approximation import EMFApproximation
 from pymc_emf.variational.auxiliary import auxiliary
 from pymc_emf.variational.check import KEPT, explain
@@ -103,6 +104,7 @@ def _start(kept, approx, ask, rng, file) -> tuple["_Fit", Steps]:
             run.stop(started.reason)
     timing["warm_start"] = started.seconds
     if not run.over:
+        import_meanwhile()
         steps.chunk.wait()
         timing["compile"] += clock.lap()
 

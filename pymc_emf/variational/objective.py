@@ -292,7 +292,7 @@ class Objective:
 
     def culprit(self, values: Values, noise: np.ndarray) -> str:
         """Name of the first log-density term that is not finite at some draws, if one is not."""
-        values = [jnp.asarray(value) for value in values]
+        values = jax.device_put(list(values))
         terms = self.terms(values, noise, self.target.minibatches.first)
         bad = [name for name, term in terms.items() if not np.isfinite(np.asarray(term)).all()]
         return bad[0] if bad else ""

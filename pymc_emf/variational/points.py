@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
@@ -184,7 +183,7 @@ def evaluate_prior(
     _, log_p, log_det = target.evaluate_many(target_values, noise)
     total = log_ratio(log_p, -log_det)
     if not np.isfinite(total).any():
-        held = [jnp.asarray(value) for value in target_values]
+        held = jax.device_put(list(target_values))
         minibatch = target.minibatches.first
         terms = jax.jit(jax.vmap(lambda e: target.terms(held, e, minibatch)))(noise)
         raise BadStartError(_blame(dict(zip(target.term_names, terms, strict=True))))

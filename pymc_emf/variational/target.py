@@ -208,9 +208,10 @@ class Target:
 
     def score_at(self, values: Values):
         """A function of points alone that returns log densities and scores."""
+        held = jax.device_put(list(values))  # once, for thousands of calls
 
         def score(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            scored = self.score_many(values, points.astype(pytensor.config.floatX))
+            scored = self.score_many(held, points.astype(pytensor.config.floatX))
             return scored.log_density.astype(float), scored.score.astype(float)
 
         return score
