@@ -1,6 +1,10 @@
 """Functions of one event, run over many."""
 
+import os
+
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import jax
@@ -19,6 +23,8 @@ __all__ = ["Batched", "batch_jax", "batch_pytensor"]
 
 #: Events per compiled call: enough to fill vector units, few enough to bound memory.
 BATCH_SIZE = 1000
+#: Batches that are computed at the same time on a CPU; each takes memory of its own.
+N_THREADS = min(os.cpu_count() or 1, 4)
 
 #: Of arrays whose first axes run over events.
 Batched = Callable[..., tuple[np.ndarray, ...]]
@@ -77,16 +83,37 @@ def batch_jax(
         values = jax.device_put(list(values))
         n_events = len(events[0])
         step = size or min(BATCH_SIZE, _next_power_of_two(n_events))
-        pieces = []
-        for start in range(0, max(n_events, 1), step):  # without events, one tells the shapes
+
+        def outputs_from(start: int) -> Any:
             present = min(step, n_events - start)
             piece = tuple(_pad(array[start : start + step], step) for array in events)
-            with as_raised():
-                outputs = compiled(values, piece, present)
-                pieces.append(jax.tree.map(lambda x, n=present: np.asarray(x)[:n], outputs))
+            outputs = compiled(values, piece, present)
+            return jax.tree.map(lambda x: np.asarray(x)[:present], outputs)
+
+        # without events, the first piece tells the shapes
+        with as_raised():
+            pieces = _side_by_side(outputs_from, range(0, max(n_events, 1), step))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *pieces)
 
     return run
+
+
+def _side_by_side(function: Callable[[int], Any], starts: range) -> list[Any]:
+    """Results of the function, in threads: JAX runs what is compiled for a CPU on one core."""
+    if len(starts) == 1 or N_THREADS == 1 or jax.default_backend() != "cpu":
+        return [function(start) for start in starts]
+    first = function(starts[0])  # compiles
+    futures = [_threads().submit(function, start) for start in starts[1:]]
+    try:
+        return [first, *(future.result() for future in futures)]
+    finally:  # after an error, or Ctrl-C
+        for future in futures:
+            future.cancel()
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(N_THREADS, thread_name_prefix="pymc_emf_batch")
 
 
 def _pad(array: np.ndarray, size: int) -> np.ndarray:

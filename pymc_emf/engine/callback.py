@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
+from threading import Lock
 from typing import Any
 
 import jax
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 #: What was raised in Python and has not yet arrived where JAX was called.
 _RAISED: list[BaseException] = []
+
+#: Functions of PyTensor, and what users write, need not bear several threads.
+_ONE_AT_A_TIME = Lock()
 
 #: Of one operation, or of a derivative that calls another: no linker makes it faster.
 _MODE = Mode(linker="py", optimizer="fast_compile")
@@ -169,7 +173,8 @@ def _call(function: Callable, types: Sequence[jax.ShapeDtypeStruct], arguments: 
 
     def on_host(*arrays):
         try:
-            found = function(*map(np.array, arrays))  # copies: those of JAX cannot be written to
+            with _ONE_AT_A_TIME:
+                found = function(*map(np.array, arrays))  # copies: JAX's cannot be written to
         except BaseException as error:
             _RAISED.append(error)
             raise

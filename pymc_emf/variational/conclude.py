@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from pymc_emf.engine.garbage import without_collection
 from pymc_emf.engine.trainer import Trained
 from pymc_emf.variational.approximation import EMFApproximation
 from pymc_emf.variational.auxiliary import auxiliary
@@ -16,6 +17,7 @@ from pymc_emf.variational.check import check, report, still_gaining
 __all__ = ["conclude"]
 
 
+@without_collection()
 def conclude(
     approx: EMFApproximation,
     before: Sequence[np.ndarray],

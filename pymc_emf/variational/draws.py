@@ -24,6 +24,7 @@ import pymc_emf
 
 from pymc_emf.bijections.numerics.special import normal_logpdf
 from pymc_emf.engine.batch import Batched, batch_jax, batch_pytensor
+from pymc_emf.engine.garbage import without_collection
 from pymc_emf.engine.graph import depends_on_minibatch, draws_at_random, evaluate_once
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.exceptions import NonFiniteDrawsError
@@ -263,6 +264,7 @@ class Draws:
 
     # --- as ArviZ data ----------------------------------------------------------------------------
 
+    @without_collection()
     def to_datatree(
         self,
         values: Values,

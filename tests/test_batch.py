@@ -1,0 +1,54 @@
+"""Functions of one event, run over many."""
+
+from threading import Lock
+from time import sleep
+
+import jax.numpy as jnp
+import numpy as np
+import pytensor.tensor as pt
+import pytest
+
+from pytensor.graph.basic import Apply
+from pytensor.graph.op import Op
+
+from pymc_emf.engine.batch import batch_jax
+from pymc_emf.engine.jax import jaxify
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 4, 21])
+def test_batches_side_by_side_are_in_order(n):
+    many = batch_jax(lambda values, x: (values[0] * x, x.sum()), size=4, block=2)
+    events = np.arange(3.0 * n).reshape(n, 3)
+    scaled, sums = many([np.array(2.0)], events)
+    np.testing.assert_array_equal(scaled, 2 * events)
+    np.testing.assert_array_equal(sums, events.sum(axis=1))
+
+
+class Alone(Op):
+    """What must not run in two threads at once, and fails at large numbers."""
+
+    itypes, otypes = [pt.dscalar], [pt.dscalar]
+
+    def __init__(self):
+        self.lock = Lock()
+
+    def make_node(self, x):
+        return Apply(self, [x], [x.type()])
+
+    def perform(self, node, inputs, outputs):
+        assert self.lock.acquire(blocking=False)
+        sleep(0.002)  # others come
+        self.lock.release()
+        if inputs[0] > 100:
+            raise ArithmeticError("too large")
+        outputs[0][0] = np.asarray(inputs[0])
+
+
+def test_what_is_called_back_runs_alone_and_raises():
+    x = pt.dscalar("x")
+    function = jaxify([x], [Alone()(x)])
+    many = batch_jax(lambda values, x: function(x)[0] + jnp.float64(1.0), size=4)
+    np.testing.assert_array_equal(many([], np.arange(40.0)), np.arange(40.0) + 1)
+    with pytest.raises(ArithmeticError, match="too large"):
+        many([], np.arange(80.0, 120.0))
+    np.testing.assert_array_equal(many([], np.arange(4.0)), np.arange(4.0) + 1)
