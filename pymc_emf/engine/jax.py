@@ -30,6 +30,14 @@ from pymc_emf.engine.tails import undo_complements, use_log_ndtr
 
 __all__ = ["jaxify"]
 
+#: Rewrites that do not pay: of what XLA saves anyway, which fails noisily on truth values, and of
+#: systems whose matrix is known to be diagonal or orthogonal, for which whole graphs are searched.
+_LEFT_OUT = (
+    "local_greedy_distributor",
+    "diagonal_solve_to_division",
+    "orthogonal_solve_to_transpose_matmul",
+)
+
 
 def jaxify(
     inputs: Sequence[Variable],
@@ -79,8 +87,7 @@ def jaxify(
     check = (
         "local_check_parameter_to_ninf_switch" if check_bounds else "local_remove_check_parameter"
     )
-    # a rewrite that saves what XLA saves anyway, and fails noisily on truth values
-    mode = JAX.including(check).excluding("local_greedy_distributor")
+    mode = JAX.including(check).excluding(*_LEFT_OUT)
     with pytensor.config.change_flags(traceback__limit=0):
         use_log_ndtr(fgraph)
         mode.optimizer.rewrite(fgraph)
