@@ -13,6 +13,7 @@ from pytensor.graph.op import Op
 
 from pymc_emf.engine.batch import batch_jax
 from pymc_emf.engine.jax import jaxify
+from pymc_emf.engine.threads import side_by_side
 
 
 @pytest.mark.parametrize("n", [0, 1, 3, 4, 21])
@@ -22,6 +23,18 @@ def test_batches_side_by_side_are_in_order(n):
     scaled, sums = many([np.array(2.0)], events)
     np.testing.assert_array_equal(scaled, 2 * events)
     np.testing.assert_array_equal(sums, events.sum(axis=1))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 9])
+def test_results_side_by_side_are_in_order(n):
+    assert side_by_side(lambda i: sleep(0.001 * (n - i)) or i**2, range(n)) == [
+        i**2 for i in range(n)
+    ]
+
+
+def test_what_is_raised_side_by_side_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        side_by_side(lambda i: 1 / (5 - i), range(9))
 
 
 class Alone(Op):

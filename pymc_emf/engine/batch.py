@@ -1,10 +1,6 @@
 """Functions of one event, run over many."""
 
-import os
-
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import jax
@@ -18,13 +14,12 @@ from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.engine.callback import as_raised
 from pymc_emf.engine.forks import refuse_fork
+from pymc_emf.engine.threads import side_by_side
 
 __all__ = ["Batched", "batch_jax", "batch_pytensor"]
 
 #: Events per compiled call: enough to fill vector units, few enough to bound memory.
 BATCH_SIZE = 1000
-#: Batches that are computed at the same time on a CPU; each takes memory of its own.
-N_THREADS = min(os.cpu_count() or 1, 4)
 
 #: Of arrays whose first axes run over events.
 Batched = Callable[..., tuple[np.ndarray, ...]]
@@ -90,30 +85,15 @@ def batch_jax(
             outputs = compiled(values, piece, present)
             return jax.tree.map(lambda x: np.asarray(x)[:present], outputs)
 
-        # without events, the first piece tells the shapes
+        starts = range(0, max(n_events, 1), step)  # without events, the first tells the shapes
         with as_raised():
-            pieces = _side_by_side(outputs_from, range(0, max(n_events, 1), step))
+            if jax.default_backend() == "cpu":  # where each runs on one core
+                pieces = side_by_side(outputs_from, starts)
+            else:
+                pieces = [outputs_from(start) for start in starts]
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *pieces)
 
     return run
-
-
-def _side_by_side(function: Callable[[int], Any], starts: range) -> list[Any]:
-    """Results of the function, in threads: JAX runs what is compiled for a CPU on one core."""
-    if len(starts) == 1 or N_THREADS == 1 or jax.default_backend() != "cpu":
-        return [function(start) for start in starts]
-    first = function(starts[0])  # compiles
-    futures = [_threads().submit(function, start) for start in starts[1:]]
-    try:
-        return [first, *(future.result() for future in futures)]
-    finally:  # after an error, or Ctrl-C
-        for future in futures:
-            future.cancel()
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(N_THREADS, thread_name_prefix="pymc_emf_batch")
 
 
 def _pad(array: np.ndarray, size: int) -> np.ndarray:

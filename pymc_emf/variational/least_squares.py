@@ -4,6 +4,8 @@ import numpy as np
 
 from scipy.linalg import cho_factor, cho_solve
 
+from pymc_emf.engine.threads import side_by_side
+
 __all__ = ["OnCommon", "slopes_in_few", "slopes_in_many"]
 
 #: Share of a problem's diagonal that is added to it, against rounding.
@@ -57,7 +59,8 @@ def slopes_in_few(
     slopes = np.empty((*members.shape, len(factors)))
     ridge = np.full((members.shape[1], len(factors)), RIDGE_OF_PRODUCTS / x.shape[1])
     ridge[:, 0] = RIDGE
-    for start in range(0, len(members), TOGETHER):
+
+    def solve(start: int) -> None:
         some = members[start : start + TOGETHER]
         columns = np.where(some[..., None] >= 0, x[some], 0.0)[:, :, None] * factors
         rows = columns.reshape(len(some), -1, x.shape[1])
@@ -66,6 +69,8 @@ def slopes_in_few(
         right = rows @ here[..., None] - shared @ (here @ axes)[..., None]
         found = _solve(gram, right, ridge.ravel())
         slopes[start : start + TOGETHER] = found.reshape(*some.shape, -1)
+
+    side_by_side(solve, range(0, len(members), TOGETHER))
     return slopes
 
 
@@ -86,7 +91,8 @@ def slopes_in_many(
     y = beside(y)
     slopes = np.zeros((*members.shape, 1 + n_steering))
     ridge = np.repeat([RIDGE, RIDGE_OF_PRODUCTS / x.shape[1]], [n_members, n_steering])
-    for start in range(0, len(members), TOGETHER):
+
+    def solve(start: int) -> None:
         some = members[start : start + TOGETHER]
         places, where = np.unique(some, return_inverse=True)  # -1 is the last row, zero
         near, here = alone[places], y[start : start + TOGETHER]
@@ -106,6 +112,8 @@ def slopes_in_many(
         found = _solve(gram, right, ridge)
         slopes[start : start + TOGETHER, :, 0] = found[:, :n_members]
         slopes[start : start + TOGETHER, 0, 1:] = found[:, n_members:]
+
+    side_by_side(solve, range(0, len(members), TOGETHER))
     return slopes
 
 
