@@ -1,5 +1,7 @@
 """Evaluate bijections the slow, sure way and the compiled ways."""
 
+from contextlib import contextmanager
+
 import jax
 import numpy as np
 import pytensor
@@ -21,6 +23,22 @@ def parametrize(names, *, slow=(), quick=None):
     slow = set(slow) if quick is None else set(names) - set(quick)
     marks = {name: [pytest.mark.slow] if name in slow else [] for name in names}
     return pytest.mark.parametrize("name", [pytest.param(n, marks=m) for n, m in marks.items()])
+
+
+@contextmanager
+def compilations():
+    """Names of the functions that JAX traces or compiles meanwhile."""
+    names = []
+
+    def note(event, duration, **about):
+        if event.startswith("/jax/core/compile/"):
+            names.append(about.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield names
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
 
 
 class Functions:

@@ -51,3 +51,21 @@ def test_every_room_has_a_row():
 def test_modules_are_short():
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
     assert not {path.name: n for path, n in lengths.items() if n > 450}
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without those of its docstring."""
+    n = function.end_lineno - function.lineno + 1
+    if ast.get_docstring(function) is not None:
+        n -= function.body[0].end_lineno - function.body[0].lineno + 1
+    return n
+
+
+def test_functions_are_short():
+    lengths = {
+        f"{path.relative_to(PACKAGE)}: {node.name}": code_lines(node)
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert not {name: n for name, n in lengths.items() if n > 60}

@@ -21,6 +21,7 @@ from pymc_emf.bijections.core.base import _build
 from pymc_emf.engine.storage import read_arrays, write_arrays
 from pymc_emf.exceptions import NonFiniteLossError
 from pymc_emf.variational.files import FORMAT, VERSION
+from tests.helpers import compilations
 
 #: Compiles at once, where numba takes minutes for both densities and their gradients.
 PYTHON = Mode(linker="py", optimizer="fast_compile")
@@ -190,14 +191,17 @@ def test_same_seed_same_fit():
     np.testing.assert_array_equal(fits[0].log_prob(X), fits[1].log_prob(X))
 
 
-def test_a_second_fit_continues_and_compiles_nothing():
+def test_a_second_fit_continues():
     X = normal_data(300)
     estimator = emf.DensityEstimator("mean_field", random_seed=5).fit(X, n=100, progressbar=False)
-    _, _, chunk = estimator._loop
-    assert estimator.fit(X, n=150, progressbar=False) is estimator
-    assert estimator._loop[2] is chunk
-    assert estimator.hist.shape == (250,)
-    assert list(estimator.validation[:, 0]) == [100, 200, 250]
+    with compilations() as names:
+        assert estimator.fit(X, n=150, progressbar=False) is estimator
+    assert not names
+    with compilations() as names:
+        estimator.fit(X, n=50, batch_size=50, progressbar=False)
+    assert "jit(steps)" in names
+    assert estimator.hist.shape == (300,)
+    assert list(estimator.validation[:, 0]) == [100, 200, 250, 300]
 
 
 def test_best_on_held_out_data_is_kept():

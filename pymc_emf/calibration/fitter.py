@@ -6,11 +6,12 @@ import numpy as np
 
 from pymc.variational.opvi import VariationalInferenceError
 
+from pymc_emf.engine.loop import Steps
 from pymc_emf.exceptions import NonFiniteELBOError
 from pymc_emf.variational.check import check, explain
 from pymc_emf.variational.draws import Draws
 from pymc_emf.variational.options import FitOptions
-from pymc_emf.variational.prepare import Prepared, Steps, make_steps
+from pymc_emf.variational.prepare import Prepared, make_steps
 from pymc_emf.variational.start import find_start
 from pymc_emf.variational.train import begin_run, maximise_elbo
 
@@ -84,7 +85,7 @@ class Fitter:
         if trained.failed:
             step = len(trained.losses)
             slower = self.ask.slower("optax.adam(1e-3)")
-            reason = explain(objective, after, run.key, steps.n_draws, step, slower)
+            reason = explain(objective, after, run.key, self.ask.obj_n_mc, step, slower)
             raise NonFiniteELBOError(reason)
         checked = check(objective, started.values, after, rng)
         return checked.values, checked.pareto_k

@@ -1,6 +1,6 @@
 """What is estimated from and drawn: arrays, or the labelled variables of a model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -10,6 +10,7 @@ import pytensor
 import pytensor.tensor as pt
 import xarray as xr
 
+from numpy.typing import ArrayLike
 from pymc.backends.arviz import coords_and_dims_for_inferencedata
 
 from pymc_emf.arguments import free_name
@@ -17,7 +18,10 @@ from pymc_emf.engine.batch import batch_jax
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.model.program import Program
 
-__all__ = ["ArraySpace", "ModelSpace", "Space"]
+__all__ = ["ArraySpace", "Data", "ModelSpace", "Source", "Space", "width"]
+
+type Data = ArrayLike | Mapping[str, ArrayLike] | xr.Dataset
+type Source = Data | Callable[[np.random.Generator, int], Data]
 
 
 class ArraySpace:
@@ -151,6 +155,13 @@ class ModelSpace(ArraySpace):
 
 
 type Space = ArraySpace
+
+
+def width(X: Data) -> int | None:
+    """Length of an observation, if it shows."""
+    if isinstance(X, Mapping | xr.Dataset):
+        return np.shape(X[ArraySpace.name])[-1] if set(X) == {ArraySpace.name} else None
+    return np.shape(X)[-1] if np.ndim(X) else None
 
 
 def _numbers(name: str, values: Any) -> np.ndarray:

@@ -2,34 +2,30 @@
 
 import os
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any, Self
 
-import jax
 import numpy as np
 import optax
 import pytensor
 import xarray as xr
 
-from numpy.typing import ArrayLike
 from pymc.progress_bar import default_progress_theme
 from pymc.util import RandomState
 from rich.theme import Theme
 
 from pymc_emf.arguments import check_callbacks, check_positive, make_rng
 from pymc_emf.bijections.core.base import Bijection
-from pymc_emf.density.data import ArraySpace
+from pymc_emf.density.begin import Asked, Begun, begin
+from pymc_emf.density.data import Data, Source, width
 from pymc_emf.density.distribution import FittedDistribution
 from pymc_emf.density.likelihood import Likelihood
-from pymc_emf.density.observers import Refill, Validation
 from pymc_emf.density.saved import read_density, write_density
-from pymc_emf.density.start import learning_rates, start_from_moments
 from pymc_emf.engine.interrupts import heard
-from pymc_emf.engine.loop import CHUNK_SIZE, Chunk, make_chunk, start_state
-from pymc_emf.engine.optimizers import Optimizer, make_optimizer
+from pymc_emf.engine.loop import Steps
 from pymc_emf.engine.stopping import Stopping
-from pymc_emf.engine.trainer import Observer, Run, Trained, train
+from pymc_emf.engine.trainer import Run, Trained, train
 from pymc_emf.exceptions import NonFiniteLossError
 from pymc_emf.layers import Chain
 from pymc_emf.layers.parameters import store
@@ -37,9 +33,6 @@ from pymc_emf.layers.presets import LayerSpec, check_layers
 from pymc_emf.model.parameter import Trainable, constrained_value
 
 __all__ = ["DensityEstimator"]
-
-type Data = ArrayLike | Mapping[str, ArrayLike] | xr.Dataset
-type Source = Data | Callable[[np.random.Generator, int], Data]
 
 
 class DensityEstimator:
@@ -95,7 +88,7 @@ class DensityEstimator:
         self._rng = make_rng(random_seed)
         self._spec = layers
         self._likelihood: Likelihood | None = None
-        self._loop: tuple[tuple[Any, int, int], Optimizer, Chunk] | None = None
+        self._steps: Steps | None = None
         self._fitted = False
         self.hist = np.zeros(0)
         self.validation = np.zeros((0, 2))
@@ -188,50 +181,29 @@ class DensityEstimator:
         NonFiniteLossError
             If the loss stays non-finite for several steps. What was learnt until then is kept.
         """
-        _check_numbers(n, batch_size, patience, validation)
-        if not isinstance(obj_optimizer, optax.GradientTransformation | None):
-            raise TypeError(
-                f"obj_optimizer must be an optax transformation, got {obj_optimizer!r}."
-            )
+        ask = Asked(n, batch_size, validation, patience, obj_optimizer)
         callbacks = check_callbacks(callbacks)
         rng = deepcopy(self._rng)  # a fit that fails leaves the estimator as it was
-        likelihood, rows, held_out, refill = self._read(X, batch_size, validation, rng)
-        if patience is not None and held_out is None:
-            raise ValueError("patience needs held-out data; pass validation=.")
-        likelihood.rewrite()
-        values = likelihood.initial
-        if not self._fitted:
-            values = start_from_moments(likelihood.flow, values, rows)
-        optimizer, chunk = self._compile(likelihood, values, rows, batch_size, obj_optimizer)
-        trained, fixed = likelihood.trained(values), likelihood.fixed(values)
-        rates = learning_rates(likelihood.flow)
-        state = start_state(optimizer, trained, n, rates, (fixed, jax.device_put(rows)))
-        run = Run.begin(optimizer, state, int(rng.integers(2**31)), n)
-
+        begun = begin(X, ask, rng, self._bind, from_moments=not self._fitted, known=self._steps)
         # from here on, what is learnt is kept
-        self._rng, self._likelihood, self._fitted = rng, likelihood, True
-        self._loop = (obj_optimizer, batch_size, len(rows)), optimizer, chunk
-        held = Validation(likelihood, fixed, held_out, n, patience)
+        self._rng, self._fitted = rng, True
+        self._likelihood, self._steps = begun.likelihood, begun.steps
 
         def call(run: Run) -> None:
-            store(likelihood.flow.parameters, run.values)
+            store(begun.likelihood.flow.parameters, run.values)
             for callback in callbacks:
                 callback(self, run.losses_so_far, run.done)
 
-        observers: list[Observer] = [
-            held,
-            *([call] if callbacks else []),
-            held.stop_when_out_of_patience,
-        ]
+        run = begun.run
         result = train(
             run,
-            chunk,
-            [*observers, *([] if refill is None else [refill])],
+            begun.steps.chunk,
+            begun.observers(*([call] if callbacks else [])),
             callbacks=callbacks,
             progressbar=progressbar,
             progressbar_theme=progressbar_theme,
         )
-        self._adopt(likelihood, fixed, result, held)
+        self._adopt(begun, result)
         if result.error is not None:
             raise result.error
         if result.failed:
@@ -242,55 +214,15 @@ class DensityEstimator:
             )
         return self
 
-    def _adopt(
-        self, likelihood: Likelihood, fixed: list[np.ndarray], result: Trained, held: Validation
-    ) -> None:
+    def _adopt(self, begun: Begun, result: Trained) -> None:
         """Take over what was learnt, and what is known of it."""
+        likelihood, held = begun.likelihood, begun.held
         best = result.values if held.best is None else held.best
-        store(likelihood.flow.variables, likelihood.join(best, fixed))
+        store(likelihood.flow.variables, likelihood.join(best, begun.fixed))
         found = np.reshape(held.found, (-1, 2)) + np.array([len(self.hist), 0.0])
         self.hist = np.concatenate([self.hist, result.losses])
         self.validation = np.concatenate([self.validation, found])
         self.stopping = result.stopping
-
-    def _read(self, X, batch_size, validation, rng):
-        """The flow, rows to train on, held-out rows, and how to get fresh ones."""
-        refill = None
-        if callable(X):
-            refill = Refill(X, batch_size * CHUNK_SIZE, rng)
-            X = refill.drawn
-        likelihood = self._bind(_width(X), rng)
-        rows, _ = likelihood.space.read(X)
-        if not len(rows):
-            raise ValueError("X has no observations.")
-        if refill is not None:
-            refill.read, refill.n_rows = likelihood.space.read, len(rows)
-        if validation is None or (refill is not None and isinstance(validation, float)):
-            return likelihood, rows, None, refill
-        if not isinstance(validation, float):
-            held_out, _ = likelihood.space.read(validation)
-            return likelihood, rows, held_out, refill
-        n_held_out = max(1, round(validation * len(rows)))
-        if n_held_out >= len(rows):
-            return likelihood, rows, None, refill
-        order = rng.permutation(len(rows))
-        return likelihood, rows[order[n_held_out:]], rows[order[:n_held_out]], refill
-
-    def _compile(self, likelihood, values, rows, batch_size, given) -> tuple[Optimizer, Chunk]:
-        """Compile the loop, unless there is one that serves."""
-        n_rows = len(rows)
-        if self._loop is not None:
-            (known, *sizes), optimizer, chunk = self._loop
-            if known is given and sizes == [batch_size, n_rows]:
-                return optimizer, chunk
-        trained, fixed = likelihood.trained(values), likelihood.fixed(values)
-        optimizer = make_optimizer(given, None, trained, likelihood.flow.parameters)
-        rates = learning_rates(likelihood.flow)
-        state = start_state(optimizer, trained, 1, rates, (fixed, jax.device_put(rows)))
-        draw = likelihood.draw(n_rows, batch_size)
-        chunk = make_chunk(draw, likelihood.loss, optimizer, state, CHUNK_SIZE)
-        chunk.begin()
-        return optimizer, chunk
 
     # --- what was learnt -----------------------------------------------------------------------
 
@@ -314,7 +246,7 @@ class DensityEstimator:
             If X has the wrong shape, or holds NaN.
         """
         rng = deepcopy(self._rng)
-        likelihood = self._bind(_width(X), rng)
+        likelihood = self._bind(width(X), rng)
         rows, log_det = likelihood.space.read(X)
         self._rng, self._likelihood = rng, likelihood  # now that X is known to fit
         return likelihood.log_prob(likelihood.initial, rows) + log_det
@@ -416,27 +348,9 @@ class DensityEstimator:
         return self
 
 
-def _check_numbers(n: Any, batch_size: Any, patience: Any, validation: Any) -> None:
-    """Refuse numbers that no fit can have."""
-    check_positive("n", n)
-    check_positive("batch_size", batch_size)
-    if patience is not None:
-        check_positive("patience", patience)
-    number = isinstance(validation, int | float | np.number) and not isinstance(validation, bool)
-    if number and not (isinstance(validation, float) and 0 < validation < 1):
-        raise ValueError(f"validation must be a share between 0 and 1, got {validation!r}.")
-
-
 def _size_of(spec: LayerSpec) -> int | None:
     if isinstance(spec, Bijection):
         return getattr(spec, "size", None)
     if isinstance(spec, list | tuple):
         return next((size for size in map(_size_of, spec) if size is not None), None)
     return None
-
-
-def _width(X: Data) -> int | None:
-    """Length of an observation, if it shows."""
-    if isinstance(X, Mapping | xr.Dataset):
-        return np.shape(X[ArraySpace.name])[-1] if set(X) == {ArraySpace.name} else None
-    return np.shape(X)[-1] if np.ndim(X) else None

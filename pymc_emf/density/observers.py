@@ -66,29 +66,28 @@ class Refill:
         ``source(rng, n)`` returns n observations.
     n : int
     rng : Generator
-
-    Attributes
-    ----------
-    drawn
-        The first of them.
     read : callable
         From observations to rows.
     n_rows : int
         How many there have to be.
     """
 
-    read: Callable[[Any], tuple[np.ndarray, np.ndarray]]
-    n_rows: int
-
-    def __init__(self, source: Callable[[np.random.Generator, int], Any], n: int, rng: Any):
+    def __init__(
+        self,
+        source: Callable[[np.random.Generator, int], Any],
+        n: int,
+        rng: np.random.Generator,
+        read: Callable[[Any], tuple[np.ndarray, np.ndarray]],
+        n_rows: int,
+    ):
         self._source, self._n, self._rng = source, n, rng
-        self.drawn = source(rng, n)
+        self._read, self._n_rows = read, n_rows
 
     def __call__(self, run: Run) -> None:
-        fresh, _ = self.read(self._source(self._rng, self._n))
-        if len(fresh) != self.n_rows:
+        fresh, _ = self._read(self._source(self._rng, self._n))
+        if len(fresh) != self._n_rows:
             raise ValueError(
-                f"X(rng, {self._n}) returned {len(fresh)} observations after {self.n_rows}; "
+                f"X(rng, {self._n}) returned {len(fresh)} observations after {self._n_rows}; "
                 "return the same number at every call."
             )
         fixed, _ = run.state.constants

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,7 +17,15 @@ from pymc_emf.engine.callback import as_raised
 from pymc_emf.engine.forks import refuse_fork
 from pymc_emf.engine.optimizers import Optimizer, Values
 
-__all__ = ["CHUNK_SIZE", "MAX_BAD_STEPS", "Chunk", "LoopState", "make_chunk", "start_state"]
+__all__ = [
+    "CHUNK_SIZE",
+    "MAX_BAD_STEPS",
+    "Chunk",
+    "LoopState",
+    "Steps",
+    "make_chunk",
+    "start_state",
+]
 
 Parameters = Any  # as an optimiser keeps them
 DrawFn = Callable[[jax.Array], Any]
@@ -90,6 +99,30 @@ class Chunk:
         with as_raised():
             state, losses = self._compiled.result()(state, key, n)
             return state, np.asarray(losses)[:n]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The loop, and what it is for.
+
+    Attributes
+    ----------
+    optimizer : Optimizer
+    chunk : Chunk
+    given : object
+        The optimiser that was asked for, or None.
+    settings : tuple
+        All else that the loop was compiled for.
+    """
+
+    optimizer: Optimizer
+    chunk: Chunk
+    given: Any
+    settings: tuple[Any, ...]
+
+    def serves(self, given: Any, settings: tuple[Any, ...]) -> bool:
+        """Whether another fit, which asks for these, can use it: optimisers must be the same."""
+        return self.given is given and self.settings == settings
 
 
 _COMPILER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pymc_emf_compile")

@@ -85,28 +85,18 @@ def plot_loss(
     check_source(approx)
     if window is not None:
         check_positive("window", window)
-    if isinstance(approx, xr.DataTree):
-        fit = get_group(approx, "fit")
-        losses, stopped = -fit["elbo"].values, fit.attrs.get("stopped", "")
-    else:
-        losses = np.asarray(approx.hist, dtype=float)
-        stopped = "" if approx.stopping is None else approx.stopping.reason
-    reason = "end" if stopped in ("", "steps") else stopped
-    n, finite = len(losses), np.isfinite(losses)
-    if not finite.any():
-        raise ValueError("There are no losses to plot: fit with score=True, which records them.")
-    if window is None:
-        window = min(MAX_WINDOW, n // 20)
+    losses, ended = _read_losses(approx)
+    n = len(losses)
+    window = min(MAX_WINDOW, n // 20) if window is None else window
     window = min(max(window, 1), n)
-    shown = xr.DataArray(np.where(finite, losses, np.nan), dims="step", name="loss")
-    trend = shown.to_series().rolling(window, center=True, min_periods=1).median().to_numpy()
+    trend = _running_median(losses, window)
 
     axes, above = make_axes(1, ax, figsize), ax is None
     ax = axes[0]
     steps = np.arange(1, n + 1)
     ax.plot(
         steps,
-        shown,
+        losses,
         color="0.75",
         lw=0.6,
         marker="." if n == 1 else None,
@@ -120,19 +110,19 @@ def plot_loss(
     )
     ax.plot(
         n,
-        trend[finite.nonzero()[0][-1]],
+        trend[np.isfinite(losses)][-1],
         "o",
         ms=6,
         color=line.get_color(),
         mec="w",
         clip_on=False,
         zorder=3,
-        label=f"{reason} after step {n:,}",
+        label=f"{ended} after step {n:,}",
     )
 
     ax.set(
         xlim=(0, n * 1.01),
-        ylim=_limits(losses, finite),
+        ylim=_limits(losses),
         xlabel="step",
         ylabel="negative ELBO, nats",
     )
@@ -141,11 +131,32 @@ def plot_loss(
     return ax
 
 
-def _limits(losses: np.ndarray, finite: np.ndarray) -> tuple[float, float]:
+def _read_losses(approx: EMFApproximation | xr.DataTree) -> tuple[np.ndarray, str]:
+    """Losses of all steps, NaN where they are not finite, and how the fit ended."""
+    if isinstance(approx, xr.DataTree):
+        fit = get_group(approx, "fit")
+        losses, stopped = -fit["elbo"].values, fit.attrs.get("stopped", "")
+    else:
+        losses = np.asarray(approx.hist, dtype=float)
+        stopped = "" if approx.stopping is None else approx.stopping.reason
+    finite = np.isfinite(losses)
+    if not finite.any():
+        raise ValueError("There are no losses to plot: fit with score=True, which records them.")
+    return np.where(finite, losses, np.nan), "end" if stopped in ("", "steps") else stopped
+
+
+def _running_median(losses: np.ndarray, window: int) -> np.ndarray:
+    """Median of the losses in a window around each step."""
+    series = xr.DataArray(losses, dims="step", name="loss").to_series()
+    return series.rolling(window, center=True, min_periods=1).median().to_numpy()
+
+
+def _limits(losses: np.ndarray) -> tuple[float, float]:
     """Ends of the axis: most losses, and next to all of the second half."""
-    n = len(losses)
-    late = losses[n // 2 :][finite[n // 2 :]]
-    low, high = np.quantile(losses[finite], [0.005, 0.9])
+    finite = losses[np.isfinite(losses)]
+    late = losses[len(losses) // 2 :]
+    late = late[np.isfinite(late)]
+    low, high = np.quantile(finite, [0.005, 0.9])
     if len(late):
         low, high = min(low, np.quantile(late, 0.005)), max(high, np.quantile(late, 0.995))
     margin = max(0.08 * (high - low), (MIN_SPAN - (high - low)) / 2)

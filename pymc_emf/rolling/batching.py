@@ -190,69 +190,95 @@ def _can_be_batched(node: Apply, inputs: Sequence[Any]) -> bool:
     return simple and not any(_has_more_axes(new, old) for new, old in fixed)
 
 
+@dataclass(eq=False)
+class _Argument:
+    """What the steps of a Scan read.
+
+    Attributes
+    ----------
+    outer : TensorVariable
+        From outside of the Scan. Its leading axis is that of members if it is batched.
+    inner : list of TensorVariable
+        A step's own inputs: of a state one for each lag.
+    batched : bool
+    """
+
+    outer: Any
+    inner: Sequence[Any]
+    batched: bool
+
+    @property
+    def placeholders(self) -> dict[Any, Any]:
+        """Inputs of a step for all members, in place of those for one."""
+        if not self.batched:
+            return {v: v.type() for v in self.inner}
+        return {v: pt.tensor(dtype=v.dtype, shape=(None, *v.type.shape)) for v in self.inner}
+
+    @property
+    def steps_first(self) -> Any:
+        return pt.moveaxis(self.outer, 0, 1) if self.batched else self.outer
+
+    def spread(self, size: Any) -> None:
+        """Give a copy to each member."""
+        self.outer = pt.broadcast_to(self.outer, (size, *tuple(self.outer.shape)))
+        self.batched = True
+
+
 def _batch_scan(node: Apply, inputs: Sequence[Any]) -> list[TensorVariable]:
     """One Scan whose steps work on a batch; the leading axis of ``inputs`` is that of members."""
     op: Any = node.op
-    size = next(
-        new.shape[0]
-        for new, old in zip(inputs, node.inputs, strict=True)
-        if _has_more_axes(new, old)
-    )
-    inner_graph = op.fgraph.unfreeze()
-    inner_inputs, inner_outputs = inner_graph.inputs, inner_graph.outputs
-    # what a step reads, and the state it writes: [outer input, its inner inputs, inner output]
-    groups: list[list[Any]] = []
-    n_states = op.info.n_mit_sot + op.info.n_sit_sot
-    inner_states = [
-        *op.inner_mitsot_grouped(inner_inputs),
-        *([v] for v in op.inner_sitsot(inner_inputs)),
-    ]
-    for new, old, inner in zip(
-        [*op.outer_mitsot(inputs), *op.outer_sitsot(inputs), *op.outer_seqs(inputs),
-         *op.outer_non_seqs(inputs)],
-        [*op.outer_mitsot(node.inputs), *op.outer_sitsot(node.inputs),
-         *op.outer_seqs(node.inputs), *op.outer_non_seqs(node.inputs)],
-        [*inner_states, *([v] for v in op.inner_seqs(inner_inputs)),
-         *([v] for v in op.inner_non_seqs(inner_inputs))],
-        strict=True,
-    ):  # fmt: skip
-        groups.append([new, inner, _has_more_axes(new, old)])
+    step = op.fgraph.unfreeze()
 
-    while True:  # a state is a batch as soon as anything that enters it is
-        arguments: dict[Any, Any] = {}
-        for _, inner, batched in groups:
-            for v in inner:
-                shape = (None, *v.type.shape) if batched else None
-                arguments[v] = v.type() if shape is None else pt.tensor(dtype=v.dtype, shape=shape)
-        written: list[Any] = list(replicate(inner_outputs, arguments))
-        grown = [
-            i for i in range(n_states)
-            if not groups[i][2] and _has_more_axes(written[i], inner_outputs[i])
-        ]  # fmt: skip
-        if not grown:
-            break
-        for i in grown:
-            groups[i][0] = pt.broadcast_to(groups[i][0], (size, *tuple(groups[i][0].shape)))
-            groups[i][2] = True
-    for i in range(n_states):
-        if groups[i][2] and not _has_more_axes(written[i], inner_outputs[i]):
-            like = arguments[groups[i][1][0]]
-            written[i] = pt.broadcast_to(written[i], like.shape)
+    def arguments(select: Any, inner: Sequence[Sequence[Any]]) -> list[_Argument]:
+        outer = zip(select(inputs), select(node.inputs), inner, strict=True)
+        return [_Argument(new, own, _has_more_axes(new, old)) for new, old, own in outer]
 
-    n_seqs = op.info.n_seqs
-    time_first = [
-        pt.moveaxis(new, 0, 1) if batched and not n_states + n_seqs <= i else new
-        for i, (new, _, batched) in enumerate(groups)
+    states = [
+        *arguments(op.outer_mitsot, op.inner_mitsot_grouped(step.inputs)),
+        *arguments(op.outer_sitsot, [[v] for v in op.inner_sitsot(step.inputs)]),
     ]
-    states, sequences = time_first[:n_states], time_first[n_states : n_states + n_seqs]
+    sequences = arguments(op.outer_seqs, [[v] for v in op.inner_seqs(step.inputs)])
+    constants = arguments(op.outer_non_seqs, [[v] for v in op.inner_non_seqs(step.inputs)])
+
+    both = zip(inputs, node.inputs, strict=True)
+    size = next(new.shape[0] for new, old in both if _has_more_axes(new, old))
+    placeholders, written = _batch_step(step.outputs, states, [*sequences, *constants], size)
     batch_op = Scan(
-        [arguments[v] for v in inner_inputs], written, op.info, mode=op.mode, name=op.name
+        [placeholders[v] for v in step.inputs], written, op.info, mode=op.mode, name=op.name
     )
-    outer = [
-        inputs[0], *sequences, *states, *op.outer_nitsot(inputs), *time_first[n_states + n_seqs :]
-    ]  # fmt: skip
-    outputs: Any = batch_op(*outer, return_list=True)
+    outputs: Any = batch_op(
+        inputs[0],
+        *(argument.steps_first for argument in [*sequences, *states]),
+        *op.outer_nitsot(inputs),
+        *(argument.outer for argument in constants),
+        return_list=True,
+    )
     return [
         pt.moveaxis(new, 1, 0) if _has_more_axes(new, old) else new
         for new, old in zip(outputs, node.outputs, strict=True)
     ]
+
+
+def _batch_step(
+    outputs: Sequence[Any], states: Sequence[_Argument], others: Sequence[_Argument], size: Any
+) -> tuple[dict[Any, Any], list[Any]]:
+    """Inputs and outputs of a step for all members; states that differ among them are spread.
+
+    The first outputs are the states that a step writes.
+    """
+    while True:  # a state is a batch as soon as anything that enters it is
+        placeholders: dict[Any, Any] = {}
+        for argument in [*states, *others]:
+            placeholders |= argument.placeholders
+        written: list[Any] = replicate(outputs, placeholders)
+        batched = [_has_more_axes(*pair) for pair in zip(written, outputs, strict=True)]
+        grown = [s for s, now in zip(states, batched, strict=False) if now and not s.batched]
+        if not grown:
+            break
+        for state in grown:
+            state.spread(size)
+    for i, state in enumerate(states):
+        if state.batched and not batched[i]:
+            like = placeholders[state.inner[0]]
+            written[i] = pt.broadcast_to(written[i], like.shape)
+    return placeholders, written

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from pymc_emf.engine.loop import Steps
 from pymc_emf.engine.trainer import Run
 from pymc_emf.variational.files import Saved, check_settings, probe_noise, read_file
-from pymc_emf.variational.prepare import Prepared, Steps
+from pymc_emf.variational.prepare import Prepared
 from pymc_emf.variational.record import FitRecord
 from pymc_emf.variational.saved_fit import read_record, values_of, write_fit
 from pymc_emf.variational.start import Started

@@ -12,6 +12,7 @@ import numpy as np
 from pymc.variational.inference import State
 
 from pymc_emf.engine.garbage import without_collection
+from pymc_emf.engine.loop import Steps
 from pymc_emf.engine.stopping import Stopping
 from pymc_emf.engine.trainer import Run, Trained
 from pymc_emf.exceptions import NonFiniteELBOError
@@ -23,7 +24,7 @@ from pymc_emf.variational.check import KEPT, explain
 from pymc_emf.variational.checkpoint import Checkpoint
 from pymc_emf.variational.conclude import conclude
 from pymc_emf.variational.options import FitOptions
-from pymc_emf.variational.prepare import Steps, make_steps
+from pymc_emf.variational.prepare import make_steps
 from pymc_emf.variational.record import FitRecord
 from pymc_emf.variational.start import Started
 from pymc_emf.variational.state import MethodState
@@ -65,7 +66,7 @@ def fit_by_jax(
         reason = f"The ELBO is not finite at step {step}; {KEPT}."
         with auxiliary("The search for its cause", "the cause is not known"):
             slower = ask.slower("optax.adam(1e-3)")
-            reason = explain(prepared.objective, values, key, steps.n_draws, step, slower)
+            reason = explain(prepared.objective, values, key, ask.obj_n_mc, step, slower)
         raise NonFiniteELBOError(reason, approx)
     if trained.error is not None:
         raise trained.error

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 import pymc as pm
 
 from pymc_emf.engine.devices import shardings
 from pymc_emf.engine.garbage import without_collection
-from pymc_emf.engine.loop import CHUNK_SIZE, Chunk, make_chunk, start_state
-from pymc_emf.engine.optimizers import Optimizer, make_optimizer
+from pymc_emf.engine.loop import CHUNK_SIZE, Steps, make_chunk, start_state
+from pymc_emf.engine.optimizers import make_optimizer
 from pymc_emf.layers.presets import SERIES_FROM, SPARSE_FROM, Shape, asks_for_structure, make_layers
 from pymc_emf.model.program import Program
 from pymc_emf.model.soft_sums import SoftSum, soft_sums
@@ -23,7 +22,7 @@ from pymc_emf.variational.probing import Structure, find_structure
 from pymc_emf.variational.regression import ScoreFn
 from pymc_emf.variational.target import Target
 
-__all__ = ["Prepared", "Steps", "make_steps", "prepare"]
+__all__ = ["Prepared", "make_steps", "prepare"]
 
 #: Random numbers made at once, for several steps: 32 MB.
 MAX_NUMBERS_AHEAD = 2**22
@@ -112,28 +111,6 @@ def _structure(target: Target, sums: Sequence[SoftSum]) -> Structure | None:
     return None
 
 
-@dataclass(frozen=True)
-class Steps:
-    """The loop, and what it is for.
-
-    Attributes
-    ----------
-    optimizer : Optimizer
-    chunk : Chunk
-    n_draws : int
-    """
-
-    optimizer: Optimizer
-    chunk: Chunk
-    n_draws: int
-    asked: tuple
-    devices: Sequence[jax.Device] | None
-
-
-def _asked(ask: FitOptions) -> tuple:
-    return ask.obj_optimizer, ask.total_grad_norm_constraint, ask.obj_n_mc
-
-
 def make_steps(
     prepared: Prepared, values: Values, ask: FitOptions, known: Steps | None = None
 ) -> Steps:
@@ -149,17 +126,16 @@ def make_steps(
     ask : FitOptions
     known : Steps, optional
     """
-    objective, devices = prepared.objective, ask.devices
-    if known is not None and known.devices == devices:
-        optimizer, *others = known.asked
-        if optimizer is ask.obj_optimizer and tuple(others) == _asked(ask)[1:]:
-            return known
+    settings = (ask.total_grad_norm_constraint, ask.obj_n_mc, ask.devices)
+    if known is not None and known.serves(ask.obj_optimizer, settings):
+        return known
+    objective = prepared.objective
     objective.rewrite()  # JAX must not trace that
     trained, fixed = objective.trained(values), objective.fixed(values)
     optimizer = make_optimizer(
         ask.obj_optimizer, ask.total_grad_norm_constraint, trained, objective.parameters
     )
-    dealt, everywhere = shardings(devices)
+    dealt, everywhere = shardings(ask.devices)
     rates = [np.full(np.shape(value), LEARNING_RATE) for value in trained]
     chunk = make_chunk(
         lambda key: objective.draw(key, ask.obj_n_mc, dealt),
@@ -170,4 +146,4 @@ def make_steps(
         ahead=max(1, MAX_NUMBERS_AHEAD // (ask.obj_n_mc * objective.size)),
         placement=everywhere,
     )
-    return Steps(optimizer, chunk, ask.obj_n_mc, _asked(ask), devices)
+    return Steps(optimizer, chunk, ask.obj_optimizer, settings)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pymc_emf.engine.loop import Steps
 from pymc_emf.variational.approximation import EMFApproximation
 from pymc_emf.variational.first_look import look_at
-from pymc_emf.variational.prepare import Steps
 from pymc_emf.variational.start import Started, find_start
 
 __all__ = ["MethodState"]

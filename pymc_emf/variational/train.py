@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytensor
 
-from pymc_emf.engine.loop import start_state
+from pymc_emf.engine.loop import Steps, start_state
 from pymc_emf.engine.stopping import SHORT_WINDOW, WINDOW
 from pymc_emf.engine.trainer import (
     Observer,
@@ -20,7 +20,7 @@ from pymc_emf.variational.doubt import scores_in_doubt
 from pymc_emf.variational.importance import log_ratio, smooth
 from pymc_emf.variational.marginal import MAX_VARIANCE, common_places
 from pymc_emf.variational.options import FitOptions
-from pymc_emf.variational.prepare import Prepared, Steps
+from pymc_emf.variational.prepare import Prepared
 from pymc_emf.variational.start import Started, rates_of
 from pymc_emf.variational.verdict import MANY_ELEMENTS
 
@@ -114,7 +114,7 @@ def maximise_elbo(
     exactly = may_be_exact(prepared)
     # where steps are long, what they gain in their number is soon seen
     window = SHORT_WINDOW if exactly and prepared.objective.size > SPARSE_FROM else WINDOW
-    settled = stop_when_settled(steps.n_draws, ask.tol, exactly, window)
+    settled = stop_when_settled(ask.obj_n_mc, ask.tol, exactly, window)
     return train(
         run,
         steps.chunk,
