@@ -108,6 +108,8 @@ class Adam:
         self._adam = optax.chain(
             *before, optax.clip_by_global_norm(MAX_GRADIENT_NORM), optax.scale_by_adam()
         )
+        packed = self._pack([np.asarray(value) for value in like])
+        self._state = jax.eval_shape(self._adam.init, packed)
 
     def pack(self, values: Values) -> Packed:
         return self._pack(values)
@@ -122,10 +124,9 @@ class Adam:
             self._packed_rates(rates),
             parameters,
         )
-        # all zeros, which JAX would compile a program for, shape by shape
+        # all zeros, for which JAX would compile a program, shape by shape
         adam = jax.tree.map(
-            lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype)),
-            jax.eval_shape(self._adam.init, parameters),
+            lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype)), self._state
         )
         return adam, ScheduleState(zero, end, typed)
 
