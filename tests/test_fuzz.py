@@ -128,7 +128,11 @@ def check(case: Case, said: Said) -> str:
     if np.isnan(diagnosis.pareto_k):  # of a density that is not finite everywhere
         assert "not finite" in diagnosis.advice
     else:
-        assert np.isfinite([elbo.mean, elbo.se, diagnosis.elbo, diagnosis.log_evidence]).all()
+        assert np.isfinite(diagnosis.log_evidence)
+        if diagnosis.verdict.outside:  # draws at which the model has no density
+            assert elbo.mean == diagnosis.elbo == -np.inf
+        else:
+            assert np.isfinite([elbo.mean, elbo.se, diagnosis.elbo]).all()
         assert 1 <= diagnosis.ess <= 500.001
     assert approx.pareto_k is not None
     if np.isnan(approx.pareto_k):
