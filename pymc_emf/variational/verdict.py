@@ -141,7 +141,10 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """What to do with the approximation, and why."""
-        return "{}: {}".format(*self._judged)
+        said = "{}: {}".format(*self._judged)
+        if self.outside and self._told_outside not in said:
+            said += f" Besides, {self._told_outside}."
+        return said
 
     @property
     def _judged(self) -> tuple[str, str]:
