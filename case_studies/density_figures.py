@@ -17,7 +17,6 @@ import numpy as np
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from scipy.special import expit
 
 from case_studies.densities import DATA
 from case_studies.density import ARCHITECTURES
@@ -90,7 +89,7 @@ def plot_digits(folder: Path) -> Figure:
     panels = {"data": true} | {m: k["draws"] for m, k in kept.items()}
     figure, axes = _grid(2 * len(panels), N_DIGITS_SHOWN, width=0.75, height=0.75)
     for i, (title, rows) in enumerate(panels.items()):
-        images = expit(rows[:2].reshape(2, *data.shape)).reshape(2, -1, 8, 8)
+        images = np.exp(rows[:2].reshape(2, *data.shape)).reshape(2, -1, 8, 8)  # of logs
         for row, sets in zip(axes[2 * i : 2 * i + 2], images, strict=True):
             for ax, image in zip(row, sets, strict=False):
                 ax.imshow(image, cmap="gray", vmin=0, vmax=1)
