@@ -94,7 +94,8 @@ def plot_digits(folder: Path) -> Figure:
             for ax, image in zip(row, sets, strict=False):
                 ax.imshow(image, cmap="gray", vmin=0, vmax=1)
                 ax.set(xticks=[], yticks=[])
-        axes[2 * i, 0].set_title(f"{title}: a mean and its members", fontsize=8)
+        label = f"{title}: a mean and its members"
+        axes[2 * i, 0].set_title(label, fontsize=8, loc="left")
     return figure
 
 
