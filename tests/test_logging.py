@@ -1,11 +1,14 @@
-"""What is shown to a user who has set up no logging, and to one who has."""
+"""What is shown to a user who has set up no logging, and to one who has; what a fit imports."""
 
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import importlib
 import logging
+import sys
 import pymc as pm
 import pymc_emf as emf
 
@@ -15,6 +18,7 @@ def fit():
     emf.fit(5, model=model, layers="affine", random_seed=0, progressbar=False)
 
 fit()
+print(*({"numba", "setuptools"} & {*sys.modules}))
 log = logging.getLogger("pymc_emf")  # as before the import
 log.handlers.clear()
 log.setLevel(logging.NOTSET)
@@ -26,10 +30,17 @@ log.warning("The end.")
 """
 
 
-def test_messages_are_shown_unless_the_user_has_set_up_logging():
-    shown = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True
-    ).stderr
-    before, after = shown.split("WARNING:pymc_emf:The user's logging is set up.\n")
+@pytest.fixture(scope="module")
+def run():
+    command = [sys.executable, "-c", SCRIPT]
+    return subprocess.run(command, capture_output=True, text=True, check=True)
+
+
+def test_messages_are_shown_unless_the_user_has_set_up_logging(run):
+    before, after = run.stderr.split("WARNING:pymc_emf:The user's logging is set up.\n")
     assert before.count("Finished [100%]: Average Loss") == 1
     assert after == "WARNING:pymc_emf:The end.\n"
+
+
+def test_a_fit_imports_nothing_that_takes_long_and_is_of_no_use_to_it(run):
+    assert run.stdout == "\n"

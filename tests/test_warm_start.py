@@ -9,7 +9,7 @@ import pymc_emf as emf
 
 from pymc_emf.model.program import Program
 from pymc_emf.variational.options import Options
-from pymc_emf.variational.points import evaluate_prior
+from pymc_emf.variational.points import evaluate_prior, initial_point
 from pymc_emf.variational.prepare import prepare
 from pymc_emf.variational.search import _choose
 from pymc_emf.variational.start import _gate_sensitivity
@@ -50,6 +50,24 @@ def test_unscaled_and_correlated_covariates(prior):
     whitened = (draws - mean) @ np.linalg.inv(root).T
     np.testing.assert_allclose(np.cov(whitened.T), np.eye(3), atol=0.1)
     assert approx.pareto_k < 0.7
+
+
+def test_the_initial_point_is_that_of_pymc():
+    with pm.Model() as model:
+        pm.Dirichlet("shares", np.ones(3))
+        rate = pm.Gamma("rate", 2.0, 1.0, initval=3.0)
+        pm.Uniform("below", 0.0, rate)
+        pm.LKJCholeskyCov("chol", n=3, eta=1.0, sd_dist=pm.Exponential.dist(1.0))
+        pm.GaussianRandomWalk("walk", steps=4, init_dist=pm.Normal.dist())
+        pm.Normal("drawn", 0.0, 1e3, shape=3, initval="prior")
+    program = Program(model)
+    point, theirs = initial_point(program), model.initial_point()
+    assert point.keys() == theirs.keys()
+    drawn, theirs_drawn = point.pop("drawn"), theirs.pop("drawn")
+    assert drawn.shape == theirs_drawn.shape and np.abs(drawn).min() > 0
+    np.testing.assert_array_equal(drawn, initial_point(program)["drawn"])
+    for name, value in theirs.items():
+        np.testing.assert_allclose(point[name], value, atol=1e-12, err_msg=name)
 
 
 def test_a_gate_moves_no_faster_than_its_posterior_allows():

@@ -28,16 +28,28 @@ __all__ = [
 
 
 def evaluate_once(
-    inputs: dict[Variable, Any], output: Variable, rewritten: bool = False
-) -> np.ndarray:
-    """Evaluate a graph node by node, where to compile it would not pay; by default as it stands."""
-    optimizer = RewriteDatabaseQuery(include=["fast_run"], exclude=["fusion"])
-    mode = Mode("py", optimizer if rewritten else "None")
+    inputs: dict[Variable, Any], outputs: Sequence[Variable], rewrites: str | None = None
+) -> list[np.ndarray]:
+    """Evaluate a graph node by node, where to compile it would not pay.
+
+    Parameters
+    ----------
+    inputs : dict
+    outputs : sequence of Variable
+    rewrites : str, optional
+        "fast_compile" or "fast_run"; by default the graph is taken as it stands.
+    """
+    optimizer: Any = "None"
+    if rewrites is not None:
+        optimizer = RewriteDatabaseQuery(include=[rewrites], exclude=["fusion"])
+    mode = Mode("py", optimizer)
     with pytensor.config.change_flags(linker="py", cxx=""):  # of the inner graphs of scans too
         # a log density need not depend on the value: data out of its support have none
-        function = pytensor.function(list(inputs), output, mode=mode, on_unused_input="ignore")
+        function = pytensor.function(
+            list(inputs), list(outputs), mode=mode, on_unused_input="ignore"
+        )
         with np.errstate(all="ignore"):
-            return np.asarray(function(*inputs.values()))
+            return [np.asarray(found) for found in function(*inputs.values())]
 
 
 def upcast_constants(outputs: Sequence[Variable]) -> list[Variable]:

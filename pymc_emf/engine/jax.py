@@ -31,11 +31,12 @@ from pymc_emf.engine.tails import undo_complements, use_log_ndtr
 __all__ = ["jaxify"]
 
 #: Rewrites that do not pay: of what XLA saves anyway, which fails noisily on truth values, and of
-#: systems whose matrix is known to be diagonal or orthogonal, for which whole graphs are searched.
+#: what holds of diagonal, orthogonal or symmetric matrices, for which whole graphs are searched.
 _LEFT_OUT = (
     "local_greedy_distributor",
     "diagonal_solve_to_division",
     "orthogonal_solve_to_transpose_matmul",
+    "useless_symmetric_transpose",
 )
 
 

@@ -45,7 +45,8 @@ def _length(length: Variable) -> int:
     """Length of a dim; ``eval`` would compile a function even for a constant."""
     if isinstance(length, Constant):
         return int(length.data)
-    return int(evaluate_once({}, length))
+    (found,) = evaluate_once({}, [length])
+    return int(found)
 
 
 def fitting_dims(

@@ -57,7 +57,7 @@ def _warn_of_initial_point(program: Program) -> None:
         return
     for name, term in terms.items():
         # as it stands a graph overflows sooner than rewritten, which takes longer to make
-        if _fault(inputs, term) and (fault := _fault(inputs, term, rewritten=True)):
+        if _fault(inputs, term) and (fault := _fault(inputs, term, rewrites="fast_run")):
             logger.warning(
                 "PyMC's initial point has no density: that of %s %s there, and pm.sample would "
                 "not begin. The fit begins elsewhere; check the parameters and data of %s.",
@@ -68,10 +68,10 @@ def _warn_of_initial_point(program: Program) -> None:
             return
 
 
-def _fault(inputs: dict, term: Variable, **options: bool) -> str | None:
+def _fault(inputs: dict, term: Variable, rewrites: str | None = None) -> str | None:
     """What is wrong with a log density, if anything is."""
     try:
-        found = evaluate_once(inputs, term, **options)
+        (found,) = evaluate_once(inputs, [term], rewrites)
     except ParameterValueError as error:
         return f"breaks the condition {str(error).splitlines()[0]}"
     bad = found[~np.isfinite(found)]

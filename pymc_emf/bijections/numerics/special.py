@@ -13,8 +13,6 @@ import numpy as np
 import pytensor.tensor as pt
 
 from pytensor.link.jax.dispatch import jax_funcify
-from pytensor.link.numba.dispatch.basic import numba_njit
-from pytensor.link.numba.dispatch.scalar import register_scalar_funcify, scalar_op_cache_key
 from pytensor.scalar.basic import (
     UnaryScalarOp,
     exp,
@@ -66,6 +64,8 @@ class AsOne(UnaryScalarOp):
     PyTensor gathers sums: ``(x - m) + s`` becomes ``(x + s) - m``, which loses the digits of a
     small difference.
     """
+
+    nfunc_spec = ("positive", 1, 1)  # for numba, whose import would take long
 
     def impl(self, x):
         return x
@@ -173,15 +173,6 @@ def _jax_funcify_stop_gradient(op, **kwargs):
 @jax_funcify.register(AsOne)
 def _jax_funcify_as_one(op, **kwargs):
     return lambda x: x
-
-
-@register_scalar_funcify(AsOne)
-def _numba_identity(op, **kwargs):
-    @numba_njit
-    def identity(x):
-        return x
-
-    return identity, scalar_op_cache_key(op)
 
 
 _log_ndtr = Elemwise(LogNdtr(upgrade_to_float_no_complex, name="log_ndtr"))
