@@ -430,15 +430,6 @@ class TestFit:
         assert method.fit(400, tol=0.0, **quiet).stopping.step <= 400
         assert method.fit(400, tol=None, **quiet).stopping == ("steps", 400)
 
-    def test_another_fit_compiles_no_second_loop(self):
-        method = emf.EMFApprox(positive_scale(), layers="affine", random_seed=0)
-        method.fit(150, **quiet)
-        chunk = method.state.step
-        method.fit(320, **quiet)
-        assert method.state.step is chunk
-        method.fit(10, obj_n_mc=3, **quiet)
-        assert method.state.step is not chunk
-
     @pytest.mark.parametrize("tol", [-1.0, np.nan])
     def test_bad_tol(self, tol):
         with pytest.raises(ValueError, match="tol must be"):
