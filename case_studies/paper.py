@@ -36,6 +36,8 @@ FOLDERS = {"variational": Path("results", "variational"), "density": Path("resul
 
 #: What a cell says of a method that the paper does not have, or that we have not run.
 NONE = ""
+#: And of one of whose fits the noise at the true latents is more than single precision holds.
+NO_DENSITY = "−∞"
 
 
 # --- records ------------------------------------------------------------------------------------
@@ -198,6 +200,8 @@ def _number(value: float) -> str:
 def _cell(values: np.ndarray) -> str:
     if not len(values):
         return NONE
+    if not np.isfinite(values).all():
+        return NO_DENSITY
     mean = _number(float(values.mean()))
     if len(values) == 1:
         return mean
