@@ -50,7 +50,7 @@ def test_cells(tables):
     assert two.gap("ES", "MF") == "2.000 ± 1.000"
     assert two.n_runs("ES") == 0  # the other methods have not been fitted
     beyond = paper.Tables([record | {"log_q_of_truth": q} for q in (-1.0, float("nan"))])
-    assert beyond.ours("ES", "MF", "log_q_of_truth") == "−∞"
+    assert beyond.at_truth("ES", "MF") == "−∞"
 
 
 def test_records_are_taken_up(records, tmp_path):
