@@ -3,7 +3,8 @@
 The data are simulated from the models themselves, or close to them. Each method runs at its
 defaults in a process of its own, from the call to a thousand draws, compilation included; its
 moments are compared with those of long runs of nutpie, which ``python -m benchmarks.large
-reference`` makes once and keeps in ``data/large.npz``.
+reference`` makes once and keeps in ``data/large.npz``. ``python -m benchmarks.large sizes`` takes
+varying intercepts of 100 to 100,000 groups instead, and compares the methods with each other.
 
 Errors are those of means, in standard deviations, and of the logs of standard deviations: the
 worst of the common parameters, and the root mean square and the worst of the rest. Records are
@@ -282,6 +283,8 @@ MODELS: dict[str, Callable[[], pm.Model]] = {
         many_groups,
     )
 }
+#: Numbers of groups of the varying intercepts, as in the name ``intercepts:100``.
+SIZES = (100, 1000, 10_000, 100_000)
 #: Those whose data come by minibatches, which NUTS cannot take.
 MINIBATCHES = ("million_rows", "many_groups")
 
@@ -456,13 +459,17 @@ def errors(found: dict[str, np.ndarray], known: dict[str, np.ndarray]) -> dict[s
 
 
 def measure(name: str, method: str, seed: int) -> dict:
-    """One run, in this process."""
-    model = MODELS[name]()
+    """One run, in this process, of a model of a given size if a number follows its name."""
+    kind, *size = name.split(":")
+    model = MODELS[kind](*map(int, size))
     begin = perf_counter()
     posterior, said = METHODS[method](model, seed)
     record = {"model": name, "method": method, "seed": seed, "seconds": perf_counter() - begin}
     record["unknowns"] = sum(int(np.prod(x.shape)) for x in model.initial_point().values())
     known = load_references().get(name)
+    if size:
+        common = [v.name for v in model.free_RVs if posterior[v.name][0, 0].size <= COMMON_SIZE]
+        record["common"] = {n: x.tolist() for n, x in moments(posterior, common).items()}
     if known is not None:
         record |= errors(moments(posterior, list(known)), known)
     return record | said
@@ -510,10 +517,34 @@ def tabulate(records: list[dict]) -> Table:
     return table
 
 
+def tabulate_sizes(records: list[dict]) -> Table:
+    """Lay the seconds of each size out, and how far the first method is from the others."""
+    table = Table("groups", "method", "seconds", "common: worst mean, log sd apart", "warned")
+    first: dict[str, dict] = {}
+    for record in records:
+        name, method = record["model"], record["method"]
+        if "error" in record:
+            table.add_row(name.partition(":")[2], method, record["error"])
+            continue
+        common = {n: np.array(x) for n, x in record["common"].items()}
+        apart = ""
+        if first.setdefault(name, common) is not common:
+            off = errors(first[name], common)
+            apart = f"{off['common_mean_worst']:.2f}, {off['common_sd_worst']:.2f}"
+        table.add_row(
+            name.partition(":")[2],
+            method,
+            f"{record['seconds']:.1f}",
+            apart,
+            "yes" if record.get("warned") else "",
+        )
+    return table
+
+
 def main() -> None:
     """Run what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", help='"reference", or nothing for the campaign')
+    parser.add_argument("what", nargs="*", help='"reference", "sizes", or nothing for the campaign')
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--methods", nargs="+", default=["emf", "nutpie"], choices=list(METHODS))
     parser.add_argument("--seed", type=int, default=1)
@@ -527,11 +558,15 @@ def main() -> None:
             for name in arguments.models:
                 if name not in MINIBATCHES and name not in load_references():
                     write_reference(name)
+        case ["sizes"]:
+            arguments.models = [f"{intercepts.__name__}:{size}" for size in SIZES]
+            Console(width=140).print(tabulate_sizes(_campaign(arguments)))
         case _:
-            _campaign(arguments)
+            Console(width=140).print(tabulate(_campaign(arguments)))
 
 
-def _campaign(arguments: argparse.Namespace) -> None:
+def _campaign(arguments: argparse.Namespace) -> list[dict]:
+    """Run what no record is of, and return the records of the chosen models."""
     records: list[dict] = []
     if arguments.records.exists():
         records = [json.loads(line) for line in arguments.records.read_text().splitlines()]
@@ -548,8 +583,8 @@ def _campaign(arguments: argparse.Namespace) -> None:
             with arguments.records.open("a") as file:
                 file.write(json.dumps(record) + "\n")
     chosen = [r for r in records if r["model"] in arguments.models]
-    chosen.sort(key=lambda r: list(MODELS).index(r["model"]))
-    Console(width=140).print(tabulate(chosen))
+    chosen.sort(key=lambda r: arguments.models.index(r["model"]))
+    return chosen
 
 
 if __name__ == "__main__":

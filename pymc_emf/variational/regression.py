@@ -13,7 +13,7 @@ The idea is that of Gaussian score matching (Modi, Gower, Margossian, Yao, Blei,
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -271,9 +271,11 @@ def _climb(
                     break
                 more = _sample(score, now.normal, n_draws, rng) if len(pool) < most else now
                 if more is not now and np.isfinite(more.elbo):
-                    # it may be the noise of the regression that led astray
+                    # it may be the noise of the regression that led astray, or the luck for
+                    # which a batch was accepted
                     pool = [*pool, more]
                     step = _regress(now.normal, pool)
+                    now = replace(now, elbo=more.elbo, sd=more.sd, se=more.se)
                 continue
             settled = settled + 1 if gain < 2 * se + RISE else 0
             if settled >= SETTLED and n_draws < most_draws:
