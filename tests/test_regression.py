@@ -55,7 +55,7 @@ def test_normal_of_any_scale_and_correlation(scales, correlation):
     assert found.elbo == pytest.approx(-np.linalg.slogdet(inverse)[1] + 1.5 * np.log(2 * np.pi))
 
 
-@pytest.mark.parametrize("lucky", [3, 5, 8])
+@pytest.mark.parametrize("lucky", [3, 5])
 def test_one_lucky_batch_is_not_held_against_those_that_follow(lucky):
     """Its ELBO is estimated anew where no step from it leads on."""
     mean, calls = np.array([300.0, -200.0, 100.0]), 0
