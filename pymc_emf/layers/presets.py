@@ -21,8 +21,8 @@ from pymc_emf.model.soft_sums import SoftSum
 
 __all__ = [
     "PRESETS",
-    "SERIES_FROM",
     "SPARSE_FROM",
+    "STEERED_FROM",
     "LayerSpec",
     "Shape",
     "are_names",
@@ -45,8 +45,9 @@ HIDDEN, NETWORKS_UP_TO = 8, 300
 FEW = 24
 
 #: Longest vectors for which that is so even of a posterior of which few elements interact, and
-#: of one of a series: its scales follow that of its steps, which a dense matrix cannot express.
-SPARSE_FROM, SERIES_FROM = 200, 24
+#: of one whose scales follow common elements, as those of a series follow that of its steps, which
+#: a dense matrix cannot express.
+SPARSE_FROM, STEERED_FROM = 200, 24
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,15 @@ class Shape:
         Order of elimination, if few elements interact.
     sums : sequence of SoftSum
         Beside these, by which all of theirs do.
+    is_series : bool
+        Whether they are those of a series.
     """
 
     size: int
     hubs: Sequence[int] = ()
     elimination: Elimination | None = None
     sums: Sequence[SoftSum] = ()
+    is_series: bool = False
 
 
 def _affine(shape: Shape, rng: np.random.Generator) -> list[Bijection]:
@@ -92,17 +96,36 @@ def _sparse(shape: Shape, order: Elimination, rng: np.random.Generator) -> list[
     free = ConditionalAffine(order, HIDDEN if size <= NETWORKS_UP_TO else 0, random_seed=rng)
     affine: Bijection = HeldSums(free, shape.sums) if shape.sums else free
     # The common elements, on which all others depend, get the layers of a small model.
-    few = order.core if len(order.core) <= FEW else order.core[: order.n_common]
+    few = _few(order)
     if not len(few):
         return [affine]
     own = [Spline(len(few)), *_autoregressive(len(few), rng)]
     if len(few) == size:
         return [*own, affine]
-    common = order.core[: order.n_common]
-    # for the last correction
-    first = [Subset(LowerTriangular(len(common)), common, size)] if len(common) else []
     steering = Coupling(size, few, random_seed=rng)
-    return [*first, *(Subset(layer, few, size) for layer in own), steering, affine]
+    return [*_first(order), *(Subset(layer, few, size) for layer in own), steering, affine]
+
+
+def _few(order: Elimination) -> np.ndarray:
+    """Elements that others depend on."""
+    return order.core if len(order.core) <= FEW else order.core[: order.n_common]
+
+
+def _first(order: Elimination) -> list[Bijection]:
+    """The layer of common elements that the last correction sets."""
+    common = order.core[: order.n_common]
+    return [Subset(LowerTriangular(len(common)), common, order.size)] if len(common) else []
+
+
+def _networked(
+    networks: list[Bijection], shape: Shape, rng: np.random.Generator
+) -> list[Bijection]:
+    """Networks of all elements, and what follows them."""
+    size, order = shape.size, shape.elimination
+    if order is None:
+        return [*networks, LowerTriangular(size)]
+    steering = Coupling(size, _few(order), random_seed=rng)
+    return [*_first(order), *networks, steering, ConditionalAffine(order)]
 
 
 def _autoregressive(size: int, rng: np.random.Generator) -> list[Bijection]:
@@ -117,20 +140,20 @@ def _iaf(shape: Shape, rng: np.random.Generator) -> list[Bijection]:
         return _coupling(shape, rng)
     # Networks that shift and scale leave an element's tails to be those of a normal: the spline
     # bends them, without which a few draws have far too small a density, and k-hat tells.
-    size = shape.size
-    return [Spline(size), *_autoregressive(size, rng), LowerTriangular(size)]
+    return _networked([Spline(shape.size), *_autoregressive(shape.size, rng)], shape, rng)
 
 
 def _maf(shape: Shape, rng: np.random.Generator) -> list[Bijection]:
     if is_long(shape):
         return _coupling(shape, rng)
-    layers = [Invert(layer) for layer in _autoregressive(shape.size, rng)]
-    return [*layers, LowerTriangular(shape.size)]
+    return _networked([Invert(layer) for layer in _autoregressive(shape.size, rng)], shape, rng)
 
 
 def is_long(shape: Shape) -> bool:
     """Whether layers whose cost is linear serve better."""
-    return shape.size > DENSE_LIMIT or shape.elimination is not None
+    if shape.elimination is not None:
+        return shape.size > SPARSE_FROM or shape.is_series
+    return shape.size > DENSE_LIMIT
 
 
 def _low_rank(shape: Shape, rng: np.random.Generator) -> list[Bijection]:

@@ -6,7 +6,13 @@ from scipy.special import ndtri
 
 from pymc_emf.variational.marginal import Moments
 
-__all__ = ["correction_in_doubt", "gain_at_the_end", "moments_in_doubt", "scores_in_doubt"]
+__all__ = [
+    "correction_in_doubt",
+    "gain_at_the_end",
+    "largest_correction",
+    "moments_in_doubt",
+    "scores_in_doubt",
+]
 
 #: Correction of a mean, in standard deviations, or of a standard deviation that is worth a
 #: warning, and the number of standard errors that it must exceed.
@@ -33,19 +39,10 @@ def moments_in_doubt(values: np.ndarray, weights: np.ndarray) -> tuple[int, str]
         The element and what the weights say of it; None if no correction is larger than a tenth,
         and than what the finite number of draws explains.
     """
-    values = np.asarray(values, dtype=float)
-    if not np.isfinite(values).all():
+    found = _corrections(values, weights)
+    if found is None:
         return None  # which the log weights have told
-    values = values / np.maximum(np.abs(values).max(axis=0), 1.0)  # or squares may overflow
-    sd = values.std(axis=0)
-    sd = np.where(sd > 0, sd, 1.0)
-    z = (values - values.mean(axis=0)) / sd
-    shift = weights @ z
-    ratio = np.sqrt(weights @ (z - shift) ** 2)
-    # errors of both corrections, each draw with its own share
-    excess = weights - 1 / len(weights)
-    shift_se = np.sqrt(excess**2 @ z**2)
-    ratio_se = np.sqrt(excess**2 @ (z**2 - 1) ** 2) / 2
+    shift, ratio, shift_se, ratio_se = found
     sizes = np.array([np.abs(shift), np.abs(ratio - 1)])
     sizes[sizes < N_SE * np.array([shift_se, ratio_se])] = 0.0
     which, element = np.unravel_index(sizes.argmax(), sizes.shape)
@@ -53,6 +50,45 @@ def moments_in_doubt(values: np.ndarray, weights: np.ndarray) -> tuple[int, str]
         return None
     move = _in_words(int(which), (shift, ratio)[which][element])
     return int(element), f"importance weights would {move} in value space"
+
+
+def largest_correction(values: np.ndarray, weights: np.ndarray) -> float:
+    """By how much weights correct means, in standard deviations, and standard deviations at most.
+
+    Parameters
+    ----------
+    values : ndarray, shape (draws, size)
+    weights : ndarray, shape (draws,)
+        Normalised.
+
+    Returns
+    -------
+    float
+        Infinite if a value is not finite.
+    """
+    found = _corrections(values, weights)
+    if found is None:
+        return np.inf
+    shift, ratio, *_ = found
+    return float(max(np.abs(shift).max(), np.abs(ratio - 1).max()))
+
+
+def _corrections(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...] | None:
+    """Shifts of means, in standard deviations, ratios of these, and the errors of both."""
+    values = np.asarray(values, dtype=float)
+    if not np.isfinite(values).all():
+        return None
+    values = values / np.maximum(np.abs(values).max(axis=0), 1.0)  # or squares may overflow
+    sd = values.std(axis=0)
+    sd = np.where(sd > 0, sd, 1.0)
+    z = (values - values.mean(axis=0)) / sd
+    shift = weights @ z
+    ratio = np.sqrt(weights @ (z - shift) ** 2)
+    # each draw with its own share
+    excess = weights - 1 / len(weights)
+    shift_se = np.sqrt(excess**2 @ z**2)
+    ratio_se = np.sqrt(excess**2 @ (z**2 - 1) ** 2) / 2
+    return shift, ratio, shift_se, ratio_se
 
 
 def correction_in_doubt(moments: Moments) -> tuple[int, str] | None:

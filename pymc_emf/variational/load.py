@@ -8,6 +8,7 @@ import numpy as np
 import pymc as pm
 
 from pymc_emf.arguments import model_of
+from pymc_emf.layers.conditional_affine import ConditionalAffine
 from pymc_emf.layers.presets import LayerSpec
 from pymc_emf.model.program import Program
 from pymc_emf.variational.approximation import EMFApproximation
@@ -85,7 +86,9 @@ def load(
                 f"({', '.join(saved.layer_names)}); pass the same ones as layers=."
             )
         options["layers"] = layers
-    prepared = prepare(program, OPTIONS[method](**options), np.random.default_rng(0))
+    # that this is of use was found by trying, which other digits may answer otherwise
+    steered = ConditionalAffine.__name__ in saved.layer_names
+    prepared = prepare(program, OPTIONS[method](**options), np.random.default_rng(0), steered)
     values, objective = values_of(saved, prepared), prepared.objective
     saved.check_densities(lambda: objective.weigh(values, probe_noise(objective.size))[1:])
     approx = EMFApproximation(prepared, random_seed=0)

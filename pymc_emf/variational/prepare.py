@@ -1,8 +1,9 @@
 """From a model and options to what all of its fits share: nothing here changes in a fit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pymc as pm
@@ -11,19 +12,29 @@ from pymc_emf.engine.devices import shardings
 from pymc_emf.engine.garbage import without_collection
 from pymc_emf.engine.loop import CHUNK_SIZE, Steps, make_chunk, start_state
 from pymc_emf.engine.optimizers import make_optimizer
-from pymc_emf.layers.presets import SERIES_FROM, SPARSE_FROM, Shape, asks_for_structure, make_layers
+from pymc_emf.layers.presets import (
+    SPARSE_FROM,
+    STEERED_FROM,
+    Shape,
+    asks_for_structure,
+    make_layers,
+)
 from pymc_emf.model.program import Program
 from pymc_emf.model.soft_sums import SoftSum, soft_sums
 from pymc_emf.variational.auxiliary import auxiliary
+from pymc_emf.variational.conditional_normal import ConditionalNormal
+from pymc_emf.variational.factorisation import Factorisation
 from pymc_emf.variational.held_normal import without_sums
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.options import LEARNING_RATE, FitOptions, Options
 from pymc_emf.variational.probing import Structure, find_structure
-from pymc_emf.variational.regression import ScoreFn
+from pymc_emf.variational.regression import ScoreFn, regress_scores
 from pymc_emf.variational.target import Target
 
 __all__ = ["Prepared", "make_steps", "prepare"]
 
+#: Standard deviation of log weights, in nats, up to which a normal is close.
+NEAR = 0.7
 #: Random numbers made at once, for several steps: 32 MB.
 MAX_NUMBERS_AHEAD = 2**22
 
@@ -58,7 +69,12 @@ class Prepared:
 
 
 @without_collection()
-def prepare(program: Program, options: Options, rng: np.random.Generator) -> Prepared:
+def prepare(
+    program: Program,
+    options: Options,
+    rng: np.random.Generator,
+    steered: bool | None = None,
+) -> Prepared:
     """Make the flow of a model.
 
     Parameters
@@ -67,18 +83,18 @@ def prepare(program: Program, options: Options, rng: np.random.Generator) -> Pre
     options : Options
     rng : Generator
         For initial weights.
+    steered : bool, optional
+        Whether few elements, not of a series, have layers of the structure that is found; by
+        default this is tried.
     """
     structured = options.structured(program)
     target = Target(structured)
     structure, sums = None, soft_sums(program)
-    few = SERIES_FROM if program.has_series else SPARSE_FROM
-    if asks_for_structure(options.layers) and structured.size > few:
-        structure = _structure(target, sums)
-        if structured.size <= SPARSE_FROM and not (structure and structure.order.n_steering):
-            structure = None  # any normal is as cheap
+    if asks_for_structure(options.layers) and structured.size > STEERED_FROM:
+        structure = _structure(target, sums, steered)
     order, closed = (None, set()) if structure is None else structure
     free = closed if order is None else closed.difference(order.core[: order.n_common].tolist())
-    shape = Shape(structured.size, program.hubs, order, _within(free, sums))
+    shape = Shape(structured.size, program.hubs, order, _within(free, sums), program.has_series)
     layers = make_layers(options.layers, shape, rng)
     objective = Objective(layers, structured, options.gradient, target)
     return Prepared(
@@ -91,10 +107,11 @@ def _within(elements: set[int], sums: Sequence[SoftSum]) -> list[SoftSum]:
     return [held for held in sums if elements.issuperset(held.places.tolist())]
 
 
-def _structure(target: Target, sums: Sequence[SoftSum]) -> Structure | None:
+def _structure(target: Target, sums: Sequence[SoftSum], steered: bool | None) -> Structure | None:
     """Which elements of the posterior interact beside these sums, if that is of use."""
     structured = target.structured
-    variables = [site.places.ravel() for site in structured.program.sites]
+    program, size = structured.program, structured.size
+    variables = [site.places.ravel() for site in program.sites]
     initial = [np.asarray(v.get_value()) for v in target.variables]
     n_own = len(structured.own_parameters)
 
@@ -107,8 +124,24 @@ def _structure(target: Target, sums: Sequence[SoftSum]) -> Structure | None:
         auxiliary("The search for elements that interact", "all are taken to do so"),
         suppress(NotImplementedError),  # not a model for JAX, which its fit will say
     ):
-        return find_structure(score_with, structured.size, variables, structured.gated_elements)
+        found = find_structure(score_with, size, variables, structured.gated_elements)
+        if found is None or size > SPARSE_FROM:
+            return found
+        # of fewer, any normal is as cheap
+        if not found.order.n_steering:
+            return None
+        if program.has_series or (_is_near(found, score_with) if steered is None else steered):
+            return found
     return None
+
+
+def _is_near(structure: Structure, score_with: Callable[[set[int]], ScoreFn]) -> bool:
+    """Whether a normal of this structure comes close to the posterior."""
+    if structure.closed:
+        return False
+    family = partial(ConditionalNormal.isotropic, factorisation=Factorisation(structure.order))
+    first, rng = np.zeros(structure.order.size), np.random.default_rng(0)
+    return regress_scores(score_with(set()), first, 1.0, rng, family).sd < NEAR
 
 
 def make_steps(

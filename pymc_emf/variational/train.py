@@ -16,9 +16,14 @@ from pymc_emf.engine.trainer import (
     train,
 )
 from pymc_emf.layers.presets import SPARSE_FROM
-from pymc_emf.variational.doubt import scores_in_doubt
-from pymc_emf.variational.importance import log_ratio, smooth
-from pymc_emf.variational.marginal import MAX_VARIANCE, common_places
+from pymc_emf.variational.doubt import (
+    largest_correction,
+    moments_in_doubt,
+    scores_in_doubt,
+)
+from pymc_emf.variational.importance import Smoothed, log_ratio, smooth
+from pymc_emf.variational.marginal import MAX_VARIANCE, common_places, correct_common
+from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.options import FitOptions
 from pymc_emf.variational.prepare import Prepared
 from pymc_emf.variational.start import Started, rates_of
@@ -28,6 +33,11 @@ __all__ = ["begin_run", "is_enough", "maximise_elbo", "may_end_at_start"]
 
 #: Pareto k-hat below which weights have a variance, and draws that tell.
 LIGHT_TAIL, N_TAIL_DRAWS = 0.5, 5000
+#: The same where common elements have been corrected, with what weights may correct of them yet,
+#: in standard deviations, and the share of the draws that must be effective.
+FAIR_TAIL, LITTLE, CLEARLY_ENOUGH = 0.6, 0.025, 0.88
+#: Standard error, in standard deviations, that the corrected means may have.
+PRECISION = 0.06
 #: Draws whose scores are asked, of many elements.
 N_SCORED_DRAWS = 200
 
@@ -71,24 +81,60 @@ def is_enough(
 
     The variance of its log weights tells, where their tail is so light that it exists. What the
     elements of many lack adds up in it, so there no element's scores must be in doubt besides,
-    and the weights must suffice to correct the common ones.
+    and the weights must suffice to correct the common ones. Where fewer have common ones, the
+    weights after their correction are asked.
     """
-    objective = prepared.objective
-    many = objective.size > MANY_ELEMENTS
-    most = np.inf if tol is None else tol * (objective.size if many else 1)
-    if tol is None or not started.divergence < most:
+    objective, values = prepared.objective, started.values
+    many, common = objective.size > MANY_ELEMENTS, common_places(objective)
+    each = objective.size if many or len(common) else 1
+    if tol is None or not started.divergence < tol * each:
         return False
-    n_draws = objective.target.affordable(N_SCORED_DRAWS if many else N_TAIL_DRAWS)
-    noise = rng.normal(size=(n_draws, objective.size)).astype(pytensor.config.floatX)
     if many:
-        common = common_places(objective)
-        if len(common) and not started.report.sd**2 < MAX_VARIANCE:
-            return False
-        gap = objective.score_gap(started.values, noise)
-        gap[:, common] = 0.0
-        return scores_in_doubt(gap) is None
-    _, log_p, log_q = objective.weigh(started.values, noise)
-    return smooth(log_ratio(log_p, log_q)).pareto_k < LIGHT_TAIL
+        return _scores_agree(objective, started, common, rng)
+    if len(common):
+        return _weights_agree(objective, values, common, rng)
+    return _weigh(objective, values, rng)[1].pareto_k < LIGHT_TAIL
+
+
+def _noise(objective: Objective, n_draws: int, rng: np.random.Generator) -> np.ndarray:
+    shape = (objective.target.affordable(n_draws), objective.size)
+    return rng.normal(size=shape).astype(pytensor.config.floatX)
+
+
+def _scores_agree(
+    objective: Objective, started: Started, common: np.ndarray, rng: np.random.Generator
+) -> bool:
+    """Whether no element's scores are in doubt, and the common ones can be corrected."""
+    if len(common) and not started.report.sd**2 < MAX_VARIANCE:
+        return False
+    gap = objective.score_gap(started.values, _noise(objective, N_SCORED_DRAWS, rng))
+    gap[:, common] = 0.0
+    return scores_in_doubt(gap) is None
+
+
+def _weights_agree(
+    objective: Objective, values: Values, common: np.ndarray, rng: np.random.Generator
+) -> bool:
+    """Whether weights would correct nothing more, once the common elements are corrected."""
+    corrected = correct_common(objective, values, rng, PRECISION)
+    if corrected is None:
+        return False
+    drawn, smoothed = _weigh(objective, corrected, rng)
+    weights = np.exp(smoothed.log_weights)
+    return (
+        smoothed.pareto_k < FAIR_TAIL
+        and smoothed.ess > CLEARLY_ENOUGH * len(drawn)
+        and largest_correction(drawn[:, common], weights) < LITTLE
+        and moments_in_doubt(drawn, weights) is None
+    )
+
+
+def _weigh(
+    objective: Objective, values: Values, rng: np.random.Generator
+) -> tuple[np.ndarray, Smoothed]:
+    """Draws, and their smoothed weights."""
+    drawn, log_p, log_q = objective.weigh(values, _noise(objective, N_TAIL_DRAWS, rng))
+    return drawn, smooth(log_ratio(log_p, log_q))
 
 
 def maximise_elbo(
