@@ -9,7 +9,7 @@ from pymc_emf.variational.marginal import Moments
 __all__ = [
     "correction_in_doubt",
     "gain_at_the_end",
-    "largest_correction",
+    "largest_corrections",
     "moments_in_doubt",
     "scores_in_doubt",
 ]
@@ -42,7 +42,7 @@ def moments_in_doubt(values: np.ndarray, weights: np.ndarray) -> tuple[int, str]
     found = _corrections(values, weights)
     if found is None:
         return None  # which the log weights have told
-    shift, ratio, shift_se, ratio_se = found
+    _, shift, ratio, shift_se, ratio_se = found
     sizes = np.array([np.abs(shift), np.abs(ratio - 1)])
     sizes[sizes < N_SE * np.array([shift_se, ratio_se])] = 0.0
     which, element = np.unravel_index(sizes.argmax(), sizes.shape)
@@ -52,8 +52,8 @@ def moments_in_doubt(values: np.ndarray, weights: np.ndarray) -> tuple[int, str]
     return int(element), f"importance weights would {move} in value space"
 
 
-def largest_correction(values: np.ndarray, weights: np.ndarray) -> float:
-    """By how much weights correct means, in standard deviations, and standard deviations at most.
+def largest_corrections(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """By how much weights would correct means, standard deviations and skewness at most.
 
     Parameters
     ----------
@@ -63,18 +63,19 @@ def largest_correction(values: np.ndarray, weights: np.ndarray) -> float:
 
     Returns
     -------
-    float
-        Infinite if a value is not finite.
+    ndarray, shape (3,)
+        In standard deviations as they are; infinite if a value is not finite.
     """
     found = _corrections(values, weights)
     if found is None:
-        return np.inf
-    shift, ratio, *_ = found
-    return float(max(np.abs(shift).max(), np.abs(ratio - 1).max()))
+        return np.full(3, np.inf)
+    z, shift, ratio, *_ = found
+    skewness = weights @ z**3 - (z**3).mean(axis=0)
+    return np.abs([shift, ratio - 1, skewness]).max(axis=1)
 
 
 def _corrections(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...] | None:
-    """Shifts of means, in standard deviations, ratios of these, and the errors of both."""
+    """Standardised values, shifts of means, ratios of standard deviations, errors of both."""
     values = np.asarray(values, dtype=float)
     if not np.isfinite(values).all():
         return None
@@ -88,7 +89,7 @@ def _corrections(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, .
     excess = weights - 1 / len(weights)
     shift_se = np.sqrt(excess**2 @ z**2)
     ratio_se = np.sqrt(excess**2 @ (z**2 - 1) ** 2) / 2
-    return shift, ratio, shift_se, ratio_se
+    return z, shift, ratio, shift_se, ratio_se
 
 
 def correction_in_doubt(moments: Moments) -> tuple[int, str] | None:

@@ -17,7 +17,7 @@ from pymc_emf.engine.trainer import (
 )
 from pymc_emf.layers.presets import SPARSE_FROM
 from pymc_emf.variational.doubt import (
-    largest_correction,
+    largest_corrections,
     moments_in_doubt,
     scores_in_doubt,
 )
@@ -33,9 +33,12 @@ __all__ = ["begin_run", "is_enough", "maximise_elbo", "may_end_at_start"]
 
 #: Pareto k-hat below which weights have a variance, and draws that tell.
 LIGHT_TAIL, N_TAIL_DRAWS = 0.5, 5000
-#: The same where common elements have been corrected, with what weights may correct of them yet,
-#: in standard deviations, and the share of the draws that must be effective.
-FAIR_TAIL, LITTLE, CLEARLY_ENOUGH = 0.6, 0.025, 0.88
+#: The same where common elements have been corrected, and the share of the draws that must be
+#: effective.
+FAIR_TAIL, CLEARLY_ENOUGH = 0.6, 0.8
+#: What weights may correct yet of the means, standard deviations and skewness of common elements.
+#: The last tells of a long tail before draws from there do.
+LITTLE = np.array([0.03, 0.03, 0.25])
 #: Standard error, in standard deviations, that the corrected means may have.
 PRECISION = 0.06
 #: Draws whose scores are asked, of many elements.
@@ -124,7 +127,7 @@ def _weights_agree(
     return (
         smoothed.pareto_k < FAIR_TAIL
         and smoothed.ess > CLEARLY_ENOUGH * len(drawn)
-        and largest_correction(drawn[:, common], weights) < LITTLE
+        and bool((largest_corrections(drawn[:, common], weights) < LITTLE).all())
         and moments_in_doubt(drawn, weights) is None
     )
 
