@@ -16,7 +16,6 @@ from pymc_emf.engine.loop import Steps
 from pymc_emf.engine.stopping import Stopping
 from pymc_emf.engine.trainer import Run, Trained
 from pymc_emf.exceptions import NonFiniteELBOError
-from pymc_emf.layers.presets import SPARSE_FROM
 from pymc_emf.statistics import import_meanwhile
 from pymc_emf.variational.approximation import EMFApproximation
 from pymc_emf.variational.auxiliary import auxiliary
@@ -28,7 +27,13 @@ from pymc_emf.variational.prepare import make_steps
 from pymc_emf.variational.record import FitRecord
 from pymc_emf.variational.start import Started
 from pymc_emf.variational.state import MethodState
-from pymc_emf.variational.train import begin_run, is_enough, maximise_elbo, may_end_at_start
+from pymc_emf.variational.train import (
+    begin_run,
+    is_enough,
+    is_often_enough,
+    maximise_elbo,
+    may_end_at_start,
+)
 
 __all__ = ["fit_by_jax"]
 
@@ -86,8 +91,8 @@ def _start(kept, approx, ask, rng, file) -> tuple["_Fit", Steps]:
     timing["rewrite"] = timing.get("rewrite", 0.0) + clock.lap()
     may_stay = kept.started is None and file is None and may_end_at_start(prepared, ask)
     steps = make_steps(prepared, approx.values, ask, kept.steps)
-    # the start of many elements takes seconds and often is enough; else both go on side by side
-    if not (may_stay and prepared.objective.size > SPARSE_FROM):
+    # where the start is often enough it comes first; else both go on side by side
+    if not (may_stay and is_often_enough(prepared)):
         steps.chunk.begin()
     timing["compile"] = clock.lap()
     earlier, taken = approx.hist, None

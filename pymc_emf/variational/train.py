@@ -29,7 +29,7 @@ from pymc_emf.variational.prepare import Prepared
 from pymc_emf.variational.start import Started, rates_of
 from pymc_emf.variational.verdict import MANY_ELEMENTS
 
-__all__ = ["begin_run", "is_enough", "maximise_elbo", "may_end_at_start"]
+__all__ = ["begin_run", "is_enough", "is_often_enough", "maximise_elbo", "may_end_at_start"]
 
 #: Pareto k-hat below which weights have a variance, and draws that tell.
 LIGHT_TAIL, N_TAIL_DRAWS = 0.5, 5000
@@ -75,6 +75,13 @@ def may_end_at_start(prepared: Prepared, ask: FitOptions) -> bool:
     """
     watched = ask.callbacks or ask.obj_optimizer is not None
     return not prepared.program.parameters and ask.tol is not None and not watched
+
+
+def is_often_enough(prepared: Prepared) -> bool:
+    """Whether starts of such posteriors often leave nothing to gain."""
+    objective = prepared.objective
+    is_group = len(common_places(objective)) > 0 and not prepared.program.has_series
+    return objective.size > SPARSE_FROM or is_group
 
 
 def is_enough(
