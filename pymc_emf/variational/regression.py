@@ -43,7 +43,7 @@ RISE, NEGLIGIBLE = 1e-3, 1e-4
 MIN_USABLE = 0.8
 #: Pulls towards the normal at hand, as so many draws of its own scores would.
 RIDGE = 0.01
-#: Log of the factor by which a variance may fall in one step; it may grow by its root.
+#: Log of the factor by which a variance may fall in one step, of one turn; it may grow by its root.
 FIRST_TRUST, MAX_TRUST, MIN_TRUST = 1.0, 2.0, 1e-3
 #: Standard deviations by which the mean may move, beside that, and by which factor that grows.
 REACH, GROWTH_OF_REACH = 2.0, 2.0
@@ -253,7 +253,10 @@ def _climb(
     to_beat: float,
 ) -> _Batch:
     """Steps from a batch of finite scores, as far as they lead."""
-    trust, reach, pool, settled = FIRST_TRUST, REACH * FIRST_TRUST, [now], 0
+    # what moves by turns is trusted the further, as long as it is far off
+    turns = now.normal.n_turns
+    trust, pool, settled = turns * FIRST_TRUST, [now], 0
+    reach = REACH * trust
     most = min(MAX_POOLED, max(MAX_POOLED_DRAWS // n_draws, 2))
     most_draws = now.normal.most_draws
     grows = n_draws < most_draws
@@ -283,7 +286,8 @@ def _climb(
             # close by, the scores at draws from the normals before are as linear
             kept = most if settled else MOVING_POOL * (new.sd < near)
             pool = [*pool[len(pool) - min(kept, len(pool)) :], new]
-            now, trust, reach = new, min(1.5 * trust, MAX_TRUST), GROWTH_OF_REACH * reach
+            most_trust = MAX_TRUST * (turns if new.sd > near else 1)
+            now, trust, reach = new, min(1.5 * trust, most_trust), GROWTH_OF_REACH * reach
             out_of_reach = now.elbo + (n_batches - i) * max(gain, 0.0) < to_beat
             enough = SETTLED if grows else most
             if settled >= enough or (i > FEWEST_BATCHES and out_of_reach):
