@@ -11,8 +11,8 @@ from scipy.special import logsumexp
 import pymc_emf as emf
 
 from pymc_emf.layers.lower_triangular import LowerTriangular
-from pymc_emf.variational import check
-from pymc_emf.variational.marginal import moments_of_common
+from pymc_emf.variational import check, marginal
+from pymc_emf.variational.marginal import MAX_FACTOR, MAX_WAY, moments_of_common
 
 N = 20_000
 
@@ -63,7 +63,7 @@ def test_exact_weights_change_nothing(rng):
     np.testing.assert_allclose(found.factor, np.eye(3), atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["infinite", "wide", "skewed", "beyond"])
+@pytest.mark.parametrize("kind", ["infinite", "wide", "skewed"])
 def test_weights_that_do_not_tell(rng, kind):
     z, log_weights, gap, *_ = log_normal_weights(rng)
     match kind:
@@ -73,9 +73,17 @@ def test_weights_that_do_not_tell(rng, kind):
             log_weights += 3 * rng.normal(size=N)
         case "skewed":
             log_weights -= rng.exponential(1.5, size=N)
-        case "beyond":
-            gap += 2 * z  # the density grows as the noise does
     assert moments_of_common(z, log_weights, gap) is None
+
+
+def test_no_correction_goes_too_far(rng):
+    z, log_weights, gap, *_ = log_normal_weights(rng)
+    found = moments_of_common(z, log_weights, gap + 2 * z)  # the density grows as the noise does
+    assert np.isfinite(found.loc).all()
+    assert (np.abs(found.loc) <= MAX_WAY).all()
+    np.testing.assert_allclose(found.factor @ found.factor.T, MAX_FACTOR * np.eye(2), atol=1e-9)
+    assert found.is_capped
+    assert not moments_of_common(z, log_weights, gap).is_capped
 
 
 def test_one_draw_does_not_decide(rng):
@@ -174,3 +182,22 @@ def test_a_correction_in_doubt_is_made_again(approx, rng, monkeypatch):
     monkeypatch.setattr(check, "judge", doubted)
     check.check(approx.objective, None, approx.values, rng)
     assert asked[1:] == list(check.PRECISIONS)
+
+
+def test_a_correction_that_went_as_far_as_it_may_is_followed_by_another(approx, rng, monkeypatch):
+    told, asked = marginal.moments_of_common, []
+
+    def first_capped(*args):
+        asked.append(len(args[0]))
+        return told(*args)._replace(is_capped=len(asked) <= 2)
+
+    monkeypatch.setattr(marginal, "moments_of_common", first_capped)
+    corrected = marginal.correct_common(approx.objective, approx.values, rng, 0.1)
+    assert corrected is not None
+    # twice from more draws, then for the corrected values from new ones
+    assert asked[:3] == [marginal.N_DRAWS, 2 * marginal.N_DRAWS, marginal.N_DRAWS]
+
+    monkeypatch.setattr(
+        marginal, "moments_of_common", lambda *args: told(*args)._replace(is_capped=True)
+    )
+    assert marginal.correct_common(approx.objective, approx.values, rng, 0.1) is None

@@ -44,6 +44,8 @@ MAX_VARIANCE, MAX_SKEWNESS, TINY = 4.0, 1.0, 1e-6
 FARTHEST = 3.0
 #: Factor by which a precision is corrected at most, and the longest way of a mean.
 MAX_FACTOR, MAX_WAY = 4.0, 2.0
+#: Corrections, as one that went as far as it may is followed by another.
+MAX_CORRECTIONS = 3
 #: Groups of draws that are left out in turn, for the standard error.
 N_GROUPS = 10
 #: Rounds in which mean and covariance settle.
@@ -74,28 +76,48 @@ def correct_common(
     Returns
     -------
     list of ndarray or None
-        None if there are no common elements, or the log weights do not tell.
+        None if there are no common elements, the log weights do not tell, or corrections do not
+        come to an end.
     """
     places, front = common_places(objective), _front(objective)
     if front is None or len(places) > MOST:
         return None
+    _, layer = front
+    moved = list(values)
+    for _ in range(MAX_CORRECTIONS):
+        moments = _moments(objective, moved, rng, precision, places)
+        if moments is None:
+            return None
+        own = objective.own(moved, layer.variables)
+        own = layer.preceded_by(own, moments.loc, moments.factor)
+        moved = objective.replace(moved, layer.variables, own)
+        if not moments.is_capped:
+            return moved
+    return None
+
+
+def _moments(
+    objective: Objective,
+    values: Values,
+    rng: np.random.Generator,
+    precision: float,
+    places: np.ndarray,
+) -> "Moments | None":
+    """Those of the common elements, from as many draws as it takes."""
     n_draws = objective.target.affordable(N_DRAWS)
     drawn: list[tuple[np.ndarray, ...]] = []
-    moments = None
     for _ in range(MAX_BATCHES):
         noise = rng.normal(size=(n_draws, objective.size)).astype(pytensor.config.floatX)
         _, log_p, log_q, gap = objective.weigh_and_score(values, noise)
         log_weights = log_ratio(log_p, log_q)
         drawn.append((noise[:, places], log_weights, gap[:, places]))
         moments = moments_of_common(*map(np.concatenate, zip(*drawn, strict=True)))
-        if len(drawn) > 1 if moments is None else moments.se < precision:
+        if moments is None or moments.is_capped:
+            if len(drawn) > 1:
+                break
+        elif moments.se < precision:
             break
-    if moments is None:
-        return None
-    _, layer = front
-    own = objective.own(values, layer.variables)
-    moved = layer.preceded_by(own, moments.loc, moments.factor)
-    return objective.replace(values, layer.variables, moved)
+    return moments
 
 
 class Moments(NamedTuple):
@@ -108,11 +130,14 @@ class Moments(NamedTuple):
         Lower Cholesky factor of the covariance.
     se : float
         Largest standard error of the means.
+    is_capped : bool
+        Whether they are as far from the noise as it is as is trusted, and might be further.
     """
 
     loc: np.ndarray
     factor: np.ndarray
     se: float
+    is_capped: bool
 
 
 def moments_of_common(
@@ -130,7 +155,7 @@ def moments_of_common(
     Returns
     -------
     Moments or None
-        None if the log weights do not tell.
+        As far as corrections may go; None if the log weights do not tell.
     """
     if not (np.isfinite(log_weights).all() and np.isfinite(gap).all()):
         return None
@@ -146,13 +171,14 @@ def moments_of_common(
             return None
         means.append(without[0])
     se = np.sqrt(N_GROUPS - 1) * np.std(means, axis=0)
-    return Moments(*found, float(se.max()))
+    loc, factor, is_capped = found
+    return Moments(loc, factor, float(se.max()), is_capped)
 
 
 def _estimate(
     noise: np.ndarray, log_weights: np.ndarray, gap: np.ndarray
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Mean and Cholesky factor."""
+) -> tuple[np.ndarray, np.ndarray, bool] | None:
+    """Mean and Cholesky factor, and whether they are as far off as is trusted."""
     n, size = noise.shape
     noise = np.clip(noise.astype(float), -FARTHEST, FARTHEST)
     first, second = np.triu_indices(size)
@@ -175,32 +201,29 @@ def _estimate(
 
 def _best_normal(
     constant: np.ndarray, linear: np.ndarray, squared: np.ndarray
-) -> tuple[np.ndarray, np.ndarray] | None:
+) -> tuple[np.ndarray, np.ndarray, bool]:
     """Mean and Cholesky factor of the normal nearest to the density of corrected noise.
 
     The derivative of the log of what corrects it is, in element j, ``constant[j] + z @
     linear[:, j] + z @ squared[..., j] @ z``. Under that normal it is the noise, on average, and
     its slope, on average, what the precision lacks to one.
 
-    Returns
-    -------
-    (ndarray, ndarray) or None
-        None if that is too far from the noise as it is.
+    It is no further from the noise as it is than is trusted; the last value tells if it would be.
     """
     one = np.eye(len(constant))
     mean = np.zeros(len(constant))
     for _ in range(ROUNDS):
         slope = linear + 2 * np.einsum("ikj,k->ij", squared, mean)
         precisions, axes = np.linalg.eigh(one - (slope + slope.T) / 2)
-        if not (precisions.min() > 1 / MAX_FACTOR and precisions.max() < MAX_FACTOR):
-            return None
+        is_capped = precisions.min() < 1 / MAX_FACTOR or precisions.max() > MAX_FACTOR
+        precisions = np.clip(precisions, 1 / MAX_FACTOR, MAX_FACTOR)
         covariance = (axes / precisions) @ axes.T
         squares = covariance + np.outer(mean, mean)
         derivative = constant + mean @ linear + np.einsum("ikj,ik->j", squared, squares)
         mean = mean + covariance @ (derivative - mean)
-        if not np.abs(mean).max() < MAX_WAY:
-            return None
-    return mean, np.linalg.cholesky(covariance)
+        is_capped = bool(is_capped or np.abs(mean).max() > MAX_WAY)
+        mean = np.clip(mean, -MAX_WAY, MAX_WAY)
+    return mean, np.linalg.cholesky(covariance), is_capped
 
 
 def _front(objective: Objective) -> tuple[Subset, LowerTriangular] | None:
