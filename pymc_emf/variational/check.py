@@ -15,7 +15,7 @@ from pymc_emf.engine.stopping import Stopping
 from pymc_emf.engine.trainer import average as average_loss
 from pymc_emf.variational.doubt import gain_at_the_end
 from pymc_emf.variational.importance import average, elbo_within, log_ratio, standard_deviation
-from pymc_emf.variational.marginal import correct_common
+from pymc_emf.variational.marginal import PRECISIONS, correct_common
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.verdict import MANY_ELEMENTS, Drawn, Verdict, draw, judge
 
@@ -27,10 +27,6 @@ logger = logging.getLogger(__name__)
 N_FINAL_DRAWS = 5000
 #: Those of many elements, whose weights tell less.
 N_FINAL_DRAWS_OF_MANY = 2000
-
-#: Standard errors that corrected means may have at first, in standard deviations, and if other
-#: draws then cast doubt on them.
-PRECISIONS = 0.06, 0.03
 
 #: Said of a fit that has failed.
 KEPT = "what was learnt before is in the error's attribute `approx`"

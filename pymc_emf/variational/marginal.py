@@ -32,8 +32,18 @@ from pymc_emf.layers.subset import Subset
 from pymc_emf.variational.importance import log_ratio
 from pymc_emf.variational.objective import Objective, Values
 
-__all__ = ["MAX_VARIANCE", "Moments", "common_places", "correct_common", "moments_of_common"]
+__all__ = [
+    "MAX_VARIANCE",
+    "PRECISIONS",
+    "Moments",
+    "common_places",
+    "correct_common",
+    "moments_of_common",
+]
 
+#: Standard errors that corrected means may have at first, in standard deviations, and if other
+#: draws then cast doubt on them.
+PRECISIONS = 0.06, 0.03
 #: Draws of one batch, and how many batches there may be.
 N_DRAWS, MAX_BATCHES = 2000, 5
 #: More common elements are left as they are, or if they are more than so many for each draw.

@@ -22,7 +22,7 @@ from pymc_emf.variational.doubt import (
     scores_in_doubt,
 )
 from pymc_emf.variational.importance import Smoothed, log_ratio, smooth
-from pymc_emf.variational.marginal import MAX_VARIANCE, common_places, correct_common
+from pymc_emf.variational.marginal import MAX_VARIANCE, PRECISIONS, common_places, correct_common
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.options import FitOptions
 from pymc_emf.variational.prepare import Prepared
@@ -39,8 +39,6 @@ FAIR_TAIL, CLEARLY_ENOUGH = 0.6, 0.8
 #: What weights may correct yet of the means, standard deviations and skewness of common elements.
 #: The last tells of a long tail before draws from there do.
 LITTLE = np.array([0.03, 0.03, 0.25])
-#: Standard error, in standard deviations, that the corrected means may have.
-PRECISION = 0.06
 #: Draws whose scores are asked, of many elements.
 N_SCORED_DRAWS = 200
 
@@ -126,7 +124,7 @@ def _weights_agree(
     objective: Objective, values: Values, common: np.ndarray, rng: np.random.Generator
 ) -> bool:
     """Whether weights would correct nothing more, once the common elements are corrected."""
-    corrected = correct_common(objective, values, rng, PRECISION)
+    corrected = correct_common(objective, values, rng, PRECISIONS[0])
     if corrected is None:
         return False
     drawn, smoothed = _weigh(objective, corrected, rng)
