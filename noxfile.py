@@ -12,7 +12,7 @@ nox.options.error_on_missing_interpreters = True
 nox.options.default_venv_backend = "uv"
 nox.options.sessions = ["lint", "types", "tests", "docs"]
 
-PYTHONS = ["3.12", "3.13"]
+PYTHONS = ["3.12", "3.13", "3.14"]
 
 #: Packages whose models are fitted; they may lag PyMC, so each has an environment of its own.
 CLIENTS = {

@@ -39,6 +39,8 @@ from case_studies.paper import read_paper, unpack
 N_TEST, MAX_NUMBERS, KEPT_DRAWS = 20_000, 5_000_000, 1000
 #: Components of the mixture layer.
 N_COMPONENTS = 100
+#: Knots of splines, in two dimensions and in more, and the width beyond which they gain little.
+N_KNOTS, N_KNOTS_OF_MANY, SPLINE_WIDTH = 41, 9, 128
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,27 @@ def _maf(data: Data, settings: Settings, n: int = 2) -> list[emf.Bijection]:
     ]
 
 
+def _splines(data: Data, settings: Settings) -> list[emf.Bijection]:
+    """Masked autoregressive layers of splines, which the paper does not have."""
+    hidden = [min(width, SPLINE_WIDTH) for width in settings.hidden]
+    knots = N_KNOTS if data.size == 2 else N_KNOTS_OF_MANY
+    return [
+        emf.Invert(
+            emf.MaskedAutoregressive(
+                data.size, hidden=hidden, knots=knots, reverse=i % 2 == 1, random_seed=i
+            )
+        )
+        for i in range(2)
+    ]
+
+
 def _structure(data: Data, name: str, gate: Any = None) -> emf.Bijection:
     return emf.StructuredLayer(STRUCTURES[name](*data.shape), gate=gate)
 
 
-def _on_top(name: str) -> Callable[[Data, Settings], list[emf.Bijection]]:
+def _on_top(name: str, flow: Callable = _maf) -> Callable[[Data, Settings], list[emf.Bijection]]:
     def make(data, settings):
-        return [*_maf(data, settings), _structure(data, name, gate="variable")]
+        return [*flow(data, settings), _structure(data, name, gate="variable")]
 
     return make
 
@@ -116,19 +132,21 @@ def _emf_m(data: Data, settings: Settings) -> list[emf.Bijection]:
 
 #: For each table, from data and settings to layers. "T" is a structured layer on top, "M" one
 #: in the middle, "G" a gated one; (c) is continuity and (s) smoothness. MAF-L has three layers,
-#: B-MAF continuity beneath the flow.
+#: B-MAF continuity beneath the flow. NSF, a neural spline flow, is not of the paper.
 ARCHITECTURES: dict[int, dict[str, Callable[[Data, Settings], list[emf.Bijection]]]] = {
     1: {
         "EMF-T": lambda data, s: [*_maf(data, s), _mixture(data, 4.0, 1.0)],
         "EMF-M": _emf_m,
         "MAF": _maf,
         "MAF-L": partial(_maf, n=3),
+        "NSF": _splines,
     },
     2: {
         "GEMF-T": _on_top("hierarchy"),
         "GEMF-M": _in_the_middle("hierarchy"),
         "MAF": _maf,
         "MAF-L": partial(_maf, n=3),
+        "GNSF-T": _on_top("hierarchy", _splines),
     },
     3: {
         "GEMF-T(c)": _on_top("continuity"),
@@ -137,6 +155,7 @@ ARCHITECTURES: dict[int, dict[str, Callable[[Data, Settings], list[emf.Bijection
         "MAF": _maf,
         "MAF-L": partial(_maf, n=3),
         "B-MAF": lambda data, s: [_structure(data, "continuity"), *_maf(data, s)],
+        "GNSF-T(c)": _on_top("continuity", _splines),
     },
 }
 

@@ -156,7 +156,9 @@ class Tables:
     def densities(self, table: str) -> list[str]:
         """Tables 1 to 3."""
         problems = self.problems([table])
-        methods = list(dict.fromkeys(m for p in problems for m in self.paper[table]["rows"][p]))
+        methods = dict.fromkeys(m for p in problems for m in self.paper[table]["rows"][p])
+        beyond = (m for kind, p, m in self.records if kind == "density" and p in problems)
+        methods |= dict.fromkeys(beyond)  # these come last
         lines = _head(["", *(f"{p}, {who}" for p in problems for who in ("ours", "paper"))])
         for method in methods:
             cells = [

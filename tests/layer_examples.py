@@ -63,6 +63,7 @@ LAYERS = {
     "LowerTriangular framed": lambda: framed(emf.LowerTriangular(SIZE), cholesky()),
     "MaskedAutoregressive": masked,
     "MaskedAutoregressive reversed": lambda: masked(reverse=True),
+    "MaskedAutoregressive with splines": lambda: masked(knots=5, bound=2.0),
     "MaskedAutoregressive one hidden": lambda: masked(hidden=(4,)),
     "ConditionalAffine": lambda: framed(emf.ConditionalAffine(sparse()), *sparse_spread()),
     "ConditionalAffine with networks": lambda: framed(

@@ -113,8 +113,8 @@ QUICK_CASES = [(1, "8 gaussians", "MAF"), (2, "IRIS", "GEMF-M"), (3, "Brownian",
         pytest.param(*case, marks=[] if case in QUICK_CASES else [pytest.mark.slow])
         for case in (
             *((1, "8 gaussians", m) for m in ARCHITECTURES[1]),
-            *((2, "IRIS", m) for m in ("GEMF-T", "GEMF-M")),
-            *((3, "Brownian", m) for m in ("GEMF-T(s)", "B-MAF")),
+            *((2, "IRIS", m) for m in ("GEMF-T", "GEMF-M", "GNSF-T")),
+            *((3, "Brownian", m) for m in ("GEMF-T(s)", "B-MAF", "GNSF-T(c)")),
         )
     ],
 )

@@ -311,12 +311,13 @@ class TestInitialValues:
         assert draws.mean() == pytest.approx(exact, abs=0.02)
 
     @pytest.mark.parametrize("name", ["start", "initval"])
-    def test_out_of_support(self, name):
+    def test_out_of_support(self, name, caplog):
         with pm.Model() as model:
             pm.HalfNormal("x", 1.0, initval=-1.0 if name == "initval" else None)
         start = {"x": -1.0} if name == "start" else None
         with pytest.raises(BadStartError, match=f"The {name} of x lies outside of its support"):
             emf.fit(10, model=model, layers="affine", start=start, **quiet)
+        assert "initial point" not in caplog.text  # the error says it
 
     def test_names_of_draws_are_no_points(self):
         with pm.Model() as model:

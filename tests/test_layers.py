@@ -67,7 +67,15 @@ def test_numba_agrees(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["Affine", "LowerTriangular", "MaskedAutoregressive", "Invert", "Spline"]
+    "name",
+    [
+        "Affine",
+        "LowerTriangular",
+        "MaskedAutoregressive",
+        "MaskedAutoregressive with splines",
+        "Invert",
+        "Spline",
+    ],
 )
 def test_starts_at_the_identity(name):
     noise = np.random.default_rng(0).normal(size=SIZE)
@@ -173,6 +181,7 @@ def test_hyperparameters_tell_layers_apart():
         [emf.Spline(3), emf.Spline(3, bound=1.0)],
         [emf.Permutation([0, 2, 1]), emf.Permutation([2, 1, 0])],
         [masked(), masked(reverse=True)],
+        [masked(knots=5), masked(knots=5, bound=1.0)],
         [emf.Coupling(3, [0]), emf.Coupling(3, [1])],
         [emf.Invert(emf.Permutation([1, 2, 0])), emf.Invert(emf.Permutation([2, 0, 1]))],
         [emf.Chain([emf.Spline(3)]), emf.Chain([emf.Spline(3, bound=2.0)])],
@@ -242,9 +251,25 @@ def test_spline_interpolates_its_slopes():
         ({"bound": 0}, "positive"),
     ],
 )
-def test_bad_spline(options, match):
+@pytest.mark.parametrize("make", [emf.Spline, masked])
+def test_bad_spline(make, options, match):
     with pytest.raises(ValueError, match=match):
-        emf.Spline(3, **options)
+        make(3, **{"knots": 11} | options)
+
+
+def test_splines_of_a_network_depend_on_the_elements_before():
+    layer = perturb(masked(2, knots=5))
+    compiled = emf.compile(layer)
+    second = np.linspace(-6.0, 6.0, 61)
+    log_slopes = []
+    for first in (-1.0, 1.0):
+        noise = np.column_stack([np.full(61, first), second])
+        value, log_det = compiled.forward(noise)
+        assert np.ptp(value[:, 0]) == 0  # sees neither
+        log_slopes.append(log_det - log_det[0])
+    # an affine layer would have no slope but one for each value of the first
+    assert np.ptp(log_slopes, axis=1).min() > 0.1
+    assert np.abs(np.subtract(*log_slopes)).max() > 0.1
 
 
 @pytest.mark.parametrize("direction", ["forward", "inverse"])

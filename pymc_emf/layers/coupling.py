@@ -74,7 +74,7 @@ class Coupling(Layer):
         self.steered[self.steering] = 0
         self.hidden = tuple(hidden)
         masks = [np.ones(pair) for pair in pairwise([len(self.steering), *hidden, 2 * size])]
-        self.network = Network(masks, dtype, np.random.default_rng(random_seed))
+        self.network = Network(masks, 2, dtype, np.random.default_rng(random_seed))
 
     def _shift_and_log_scale(self, vector):
         shift, log_scale = self.network(vector[self.steering])

@@ -50,6 +50,8 @@ def _warn_of_initial_point(program: Program) -> None:
     flat = np.concatenate(
         [np.ravel(point[site.value_name]) for site in program.sites_in_model_order]
     )
+    if not np.isfinite(flat).all():
+        return  # an initval outside of its support, of which the search for a start tells
     value = pt.vector("value", shape=(program.size,), dtype=pytensor.config.floatX)
     inputs = {value: flat.astype(value.dtype)}
     terms = split_batches(program.log_density_batches(value))
@@ -60,7 +62,8 @@ def _warn_of_initial_point(program: Program) -> None:
         if _fault(inputs, term) and (fault := _fault(inputs, term, rewrites="fast_run")):
             logger.warning(
                 "PyMC's initial point has no density: that of %s %s there, and pm.sample would "
-                "not begin. The fit begins elsewhere; check the parameters and data of %s.",
+                "not begin. The fit looks for a start elsewhere; check the parameters and data "
+                "of %s.",
                 name,
                 fault,
                 name,
