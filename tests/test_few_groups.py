@@ -89,8 +89,8 @@ def test_a_file_says_which_layers(approx, tmp_path, monkeypatch):
 def test_what_is_off_after_the_correction_takes_steps(approx, monkeypatch):
     prepared, rng = approx.prepared, np.random.default_rng(0)
     started, objective = find_start(prepared, rng), approx.objective
-    assert train.is_enough(prepared, started, 0.01, rng)
-    assert not train.is_enough(prepared, started, 1e-6, rng)
+    assert train.end_at_start(prepared, started, 0.01, rng) is not None
+    assert train.end_at_start(prepared, started, 1e-6, rng) is None
     first = objective.layers[0]
     assert isinstance(first, Subset)
 
@@ -100,6 +100,6 @@ def test_what_is_off_after_the_correction_takes_steps(approx, monkeypatch):
         return objective.replace(values, first.layer.variables, moved)
 
     monkeypatch.setattr(train, "correct_common", corrected)
-    assert not train.is_enough(prepared, started, 0.01, rng)
+    assert train.end_at_start(prepared, started, 0.01, rng) is None
     monkeypatch.setattr(train, "correct_common", lambda *args: None)
-    assert not train.is_enough(prepared, started, 0.01, rng)
+    assert train.end_at_start(prepared, started, 0.01, rng) is None

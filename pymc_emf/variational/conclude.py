@@ -13,6 +13,7 @@ from pymc_emf.engine.trainer import Trained
 from pymc_emf.variational.approximation import EMFApproximation
 from pymc_emf.variational.auxiliary import auxiliary
 from pymc_emf.variational.check import check, report, still_gaining
+from pymc_emf.variational.train import Ending
 
 __all__ = ["conclude"]
 
@@ -25,6 +26,7 @@ def conclude(
     n: int,
     rng: np.random.Generator,
     begin: float,
+    ending: Ending | None = None,
 ) -> None:
     """Check a fit, keep the better of it and its start, and say how it ended."""
     checked = None
@@ -35,7 +37,7 @@ def conclude(
         started = before if trained.stopping.step else None
         gain = still_gaining(trained.losses, trained.stopping)
         other_start = approx.warm_start.other
-        checked = check(approx.objective, started, approx.values, rng, gain, other_start)
+        checked = check(approx.objective, started, approx.values, rng, gain, other_start, ending)
     timing = approx.timing | {"fit": time.perf_counter() - begin}
     verdict = None if checked is None else checked.verdict
     values = approx.values if checked is None else checked.values

@@ -28,8 +28,9 @@ from pymc_emf.variational.record import FitRecord
 from pymc_emf.variational.start import Started
 from pymc_emf.variational.state import MethodState
 from pymc_emf.variational.train import (
+    Ending,
     begin_run,
-    is_enough,
+    end_at_start,
     is_often_enough,
     maximise_elbo,
     may_end_at_start,
@@ -77,7 +78,7 @@ def fit_by_jax(
         raise trained.error
     if trained.message:
         logger.info("%s", trained.message)
-    conclude(approx, fit.started.values, trained, run.n, rng, begin)
+    conclude(approx, fit.started.values, trained, run.n, rng, begin, fit.ending)
     return State(run.done, step=steps.chunk, callbacks=ask.callbacks, score=ask.scores)
 
 
@@ -95,7 +96,7 @@ def _start(kept, approx, ask, rng, file) -> tuple["_Fit", Steps]:
     if not (may_stay and is_often_enough(prepared)):
         steps.chunk.begin()
     timing["compile"] = clock.lap()
-    earlier, taken = approx.hist, None
+    earlier, taken, ending = approx.hist, None, None
     if file is not None and file.exists:
         taken = file.take_up(prepared, steps)
         started, run, earlier = taken.started, taken.run, taken.record.hist[: taken.n_earlier]
@@ -104,9 +105,9 @@ def _start(kept, approx, ask, rng, file) -> tuple["_Fit", Steps]:
     else:
         started = kept.start(approx, rng)
         clock.lap()
-        enough = may_stay and is_enough(prepared, started, ask.tol, rng)
+        ending = end_at_start(prepared, started, ask.tol, rng) if may_stay else None
         run = begin_run(prepared, steps, started, ask.n, rng)
-        if enough:
+        if ending is not None:
             run.stop(started.reason)
     timing["warm_start"] = started.seconds
     if not run.over:
@@ -119,7 +120,7 @@ def _start(kept, approx, ask, rng, file) -> tuple["_Fit", Steps]:
     if taken is not None:
         approx.random_state = taken.draws_state
     state = dict(rng.bit_generator.state)
-    return _Fit(approx, ask, started, run, earlier, file, state, timing), steps
+    return _Fit(approx, ask, started, run, earlier, file, state, timing, ending), steps
 
 
 class _Clock:
@@ -147,8 +148,10 @@ class _Fit:
         file: Checkpoint | None,
         random_state: dict[str, Any],
         timing: dict[str, float],
+        ending: Ending | None,
     ):
         self.approx, self.ask, self.started, self.run = approx, ask, started, run
+        self.ending = ending
         self.earlier, self.file, self.timing = earlier, file, timing
         self.random_state = random_state
         self.before_stopping = [self._call] if ask.callbacks else []

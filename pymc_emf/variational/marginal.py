@@ -28,6 +28,7 @@ import pytensor
 from scipy.linalg import solve_triangular
 
 from pymc_emf.layers.lower_triangular import LowerTriangular
+from pymc_emf.layers.spline import Spline
 from pymc_emf.layers.subset import Subset
 from pymc_emf.variational.importance import log_ratio
 from pymc_emf.variational.objective import Objective, Values
@@ -60,6 +61,9 @@ MAX_CORRECTIONS = 3
 N_GROUPS = 10
 #: Rounds in which mean and covariance settle.
 ROUNDS = 20
+#: Standard errors that a cumulant of third order must exceed, and the least and the largest bend
+#: of a spline, by which the logarithm of its slope rises in a standard deviation.
+N_SE_OF_THIRD, MIN_BEND, MAX_BEND = 2.0, 0.01, 0.3
 
 
 def common_places(objective: Objective) -> np.ndarray:
@@ -72,6 +76,8 @@ def correct_common(
     objective: Objective, values: Values, rng: np.random.Generator, precision: float
 ) -> list[np.ndarray] | None:
     """Values of an approximation whose common elements have the posterior's mean and covariance.
+
+    Where the splines behind their layer have not been trained, they get its skewness as well.
 
     Parameters
     ----------
@@ -100,9 +106,9 @@ def correct_common(
             return None
         own = objective.own(moved, layer.variables)
         own = layer.preceded_by(own, moments.loc, moments.factor)
-        moved = objective.replace(moved, layer.variables, own)
         if not moments.is_capped:
-            return moved
+            return _skewed(objective, moved, layer, own, moments)
+        moved = objective.replace(moved, layer.variables, own)
     return None
 
 
@@ -142,12 +148,15 @@ class Moments(NamedTuple):
         Largest standard error of the means.
     is_capped : bool
         Whether they are as far from the noise as it is as is trusted, and might be further.
+    third : ndarray, shape (common, common, common)
+        Cumulants of third order, zero where they are lost in their standard errors.
     """
 
     loc: np.ndarray
     factor: np.ndarray
     se: float
     is_capped: bool
+    third: np.ndarray
 
 
 def moments_of_common(
@@ -173,22 +182,23 @@ def moments_of_common(
     if found is None:
         return None
     # by jackknife, as the few draws of the largest weights decide most
-    means, place = [], np.arange(len(noise)) % N_GROUPS
+    without, place = [], np.arange(len(noise)) % N_GROUPS
     for group in range(N_GROUPS):
         others = place != group
-        without = _estimate(noise[others], log_weights[others], gap[others])
-        if without is None:
+        of_others = _estimate(noise[others], log_weights[others], gap[others])
+        if of_others is None:
             return None
-        means.append(without[0])
-    se = np.sqrt(N_GROUPS - 1) * np.std(means, axis=0)
-    loc, factor, is_capped = found
-    return Moments(loc, factor, float(se.max()), is_capped)
+        without.append(of_others)
+    se, se_of_third = (
+        np.sqrt(N_GROUPS - 1) * np.std([getattr(one, name) for one in without], axis=0)
+        for name in ("loc", "third")
+    )
+    third = np.where(np.abs(found.third) > N_SE_OF_THIRD * se_of_third, found.third, 0.0)
+    return found._replace(se=float(se.max()), third=third)
 
 
-def _estimate(
-    noise: np.ndarray, log_weights: np.ndarray, gap: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, bool] | None:
-    """Mean and Cholesky factor, and whether they are as far off as is trusted."""
+def _estimate(noise: np.ndarray, log_weights: np.ndarray, gap: np.ndarray) -> Moments | None:
+    """The moments, without a standard error."""
     n, size = noise.shape
     noise = np.clip(noise.astype(float), -FARTHEST, FARTHEST)
     first, second = np.triu_indices(size)
@@ -209,16 +219,15 @@ def _estimate(
     return _best_normal(slopes[0], slopes[1 : 1 + size], squared)
 
 
-def _best_normal(
-    constant: np.ndarray, linear: np.ndarray, squared: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, bool]:
+def _best_normal(constant: np.ndarray, linear: np.ndarray, squared: np.ndarray) -> Moments:
     """Mean and Cholesky factor of the normal nearest to the density of corrected noise.
 
     The derivative of the log of what corrects it is, in element j, ``constant[j] + z @
     linear[:, j] + z @ squared[..., j] @ z``. Under that normal it is the noise, on average, and
     its slope, on average, what the precision lacks to one.
 
-    It is no further from the noise as it is than is trusted; the last value tells if it would be.
+    It is no further from the noise as it is than is trusted. The cumulants of third order are
+    those that the third derivatives make to first order.
     """
     one = np.eye(len(constant))
     mean = np.zeros(len(constant))
@@ -233,7 +242,52 @@ def _best_normal(
         mean = mean + covariance @ (derivative - mean)
         is_capped = bool(is_capped or np.abs(mean).max() > MAX_WAY)
         mean = np.clip(mean, -MAX_WAY, MAX_WAY)
-    return mean, np.linalg.cholesky(covariance), is_capped
+    # the slopes of one element need not be those of the others, as estimates are
+    turned = [squared.transpose(order) for order in ((0, 1, 2), (1, 2, 0), (2, 0, 1))]
+    third = _through(covariance, 2 * np.mean(turned, axis=0))
+    return Moments(mean, np.linalg.cholesky(covariance), 0.0, is_capped, third)
+
+
+def _through(matrix: np.ndarray, cumulants: np.ndarray) -> np.ndarray:
+    """Cumulants of third order of what a matrix makes of its input."""
+    return np.einsum("ai,bj,ck,ijk->abc", matrix, matrix, matrix, cumulants, optimize=True)
+
+
+def _skewed(
+    objective: Objective, values: Values, layer: LowerTriangular, own: Values, moments: Moments
+) -> list[np.ndarray]:
+    """Values with those of the first layer, and splines that skew what it makes.
+
+    A spline whose slope is close to ``exp(a z)`` makes of normal z a shifted log-normal variate,
+    with a skewness of about 3 a. Mean and standard deviation are to stay, for which the first
+    layer makes room.
+    """
+    splines = _splines(objective)
+    if splines is None:
+        return objective.replace(values, layer.variables, own)
+    spline, rows = splines
+    (log_slopes,) = objective.own(values, spline.variables)
+    *_, loc, factor = own
+    third = _through(factor @ np.linalg.inv(moments.factor), moments.third)
+    sd = np.linalg.norm(factor, axis=1)
+    each = np.arange(len(sd))
+    skewness = third[each, each, each] / sd**3
+    a = np.clip(skewness / 3, -MAX_BEND, MAX_BEND)
+    bent = (np.abs(a) > MIN_BEND) & ~log_slopes[rows].any(axis=1)
+    a, sd_bent, loc_bent = a[bent], sd[bent], loc[bent]
+    grown = np.exp(a**2 / 2)
+    narrower = a / (grown * np.sqrt(np.expm1(a**2)))  # those of the log-normal variate
+    scale = sd_bent * np.abs(narrower)
+    # zero stays zero under a spline
+    centre = -scale / a * np.log(np.maximum(grown - a * loc_bent / scale, TINY))
+    new_slopes = np.array(log_slopes)
+    new_slopes[rows[bent]] = a[:, None] * (spline.at - centre[:, None]) / scale[:, None]
+    new_loc, new_factor = np.array(loc), np.array(factor)
+    new_loc[bent] = centre
+    new_factor[bent] *= np.abs(narrower)[:, None]
+    own = layer.set_frame(own, new_loc, new_factor)
+    moved = objective.replace(values, layer.variables, own)
+    return objective.replace(moved, spline.variables, [new_slopes.astype(log_slopes.dtype)])
 
 
 def _front(objective: Objective) -> tuple[Subset, LowerTriangular] | None:
@@ -241,6 +295,19 @@ def _front(objective: Objective) -> tuple[Subset, LowerTriangular] | None:
     match objective.layers:
         case [Subset(layer=LowerTriangular() as inside) as first, *_]:
             return first, inside
+    return None
+
+
+def _splines(objective: Objective) -> tuple[Spline, np.ndarray] | None:
+    """The splines behind that layer, and which of them are those of its elements."""
+    places = common_places(objective)
+    match objective.layers:
+        case [_, Spline() as splines, *_]:
+            return splines, places
+        case [_, Subset(layer=Spline() as splines) as second, *_]:
+            order = np.argsort(second.positions)
+            rows = order[np.searchsorted(second.positions, places, sorter=order)]
+            return splines, rows
     return None
 
 

@@ -1,6 +1,7 @@
 """The steps of a fit: from a start to what was learnt."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pytensor
@@ -21,15 +22,22 @@ from pymc_emf.variational.doubt import (
     moments_in_doubt,
     scores_in_doubt,
 )
-from pymc_emf.variational.importance import Smoothed, log_ratio, smooth
+from pymc_emf.variational.importance import smooth
 from pymc_emf.variational.marginal import MAX_VARIANCE, PRECISIONS, common_places, correct_common
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.options import FitOptions
 from pymc_emf.variational.prepare import Prepared
 from pymc_emf.variational.start import Started, rates_of
-from pymc_emf.variational.verdict import MANY_ELEMENTS
+from pymc_emf.variational.verdict import ENOUGH, MANY_ELEMENTS, Drawn, draw
 
-__all__ = ["begin_run", "is_enough", "is_often_enough", "maximise_elbo", "may_end_at_start"]
+__all__ = [
+    "Ending",
+    "begin_run",
+    "end_at_start",
+    "is_often_enough",
+    "maximise_elbo",
+    "may_end_at_start",
+]
 
 #: Pareto k-hat below which weights have a variance, and draws that tell.
 LIGHT_TAIL, N_TAIL_DRAWS = 0.5, 5000
@@ -82,26 +90,44 @@ def is_often_enough(prepared: Prepared) -> bool:
     return objective.size > SPARSE_FROM or is_group
 
 
-def is_enough(
-    prepared: Prepared, started: Started, tol: float | None, rng: np.random.Generator
-) -> bool:
-    """Whether a start leaves no more than ``tol`` nats to gain, or of many elements for each.
+class Ending(NamedTuple):
+    """What a fit ends with that takes no step.
 
-    The variance of its log weights tells, where their tail is so light that it exists. What the
-    elements of many lack adds up in it, so there no element's scores must be in doubt besides,
-    and the weights must suffice to correct the common ones. Where fewer have common ones, the
-    weights after their correction are asked.
+    Attributes
+    ----------
+    values : list of ndarray
+        Of all variables, corrected where they have been.
+    drawn : Drawn or None
+        Draws from there, if there are any yet.
+    """
+
+    values: list[np.ndarray]
+    drawn: Drawn | None
+
+
+def end_at_start(
+    prepared: Prepared, started: Started, tol: float | None, rng: np.random.Generator
+) -> Ending | None:
+    """End a fit where it starts, if that leaves no more than ``tol`` nats to gain.
+
+    Of many elements so much is left to each. The variance of the log weights tells, where their
+    tail is so light that it exists. What the elements of many lack adds up in it, so there no
+    element's scores must be in doubt besides, and the weights must suffice to correct the common
+    ones. Where fewer have common ones, the weights after their correction are asked.
     """
     objective, values = prepared.objective, started.values
     many, common = objective.size > MANY_ELEMENTS, common_places(objective)
     each = objective.size if many or len(common) else 1
     if tol is None or not started.divergence < tol * each:
-        return False
+        return None
     if many:
-        return _scores_agree(objective, started, common, rng)
+        agree = _scores_agree(objective, started, common, rng)
+        return Ending(list(values), None) if agree else None
     if len(common):
-        return _weights_agree(objective, values, common, rng)
-    return _weigh(objective, values, rng)[1].pareto_k < LIGHT_TAIL
+        return _corrected(objective, values, common, rng)
+    drawn = draw(objective, values, _noise(objective, N_TAIL_DRAWS, rng))
+    light = smooth(drawn.log_weights).pareto_k < LIGHT_TAIL
+    return Ending(list(values), drawn) if light else None
 
 
 def _noise(objective: Objective, n_draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -120,29 +146,27 @@ def _scores_agree(
     return scores_in_doubt(gap) is None
 
 
-def _weights_agree(
+def _corrected(
     objective: Objective, values: Values, common: np.ndarray, rng: np.random.Generator
-) -> bool:
-    """Whether weights would correct nothing more, once the common elements are corrected."""
-    corrected = correct_common(objective, values, rng, PRECISIONS[0])
-    if corrected is None:
-        return False
-    drawn, smoothed = _weigh(objective, corrected, rng)
-    weights = np.exp(smoothed.log_weights)
-    return (
-        smoothed.pareto_k < FAIR_TAIL
-        and smoothed.ess > CLEARLY_ENOUGH * len(drawn)
-        and bool((largest_corrections(drawn[:, common], weights) < LITTLE).all())
-        and moments_in_doubt(drawn, weights) is None
-    )
-
-
-def _weigh(
-    objective: Objective, values: Values, rng: np.random.Generator
-) -> tuple[np.ndarray, Smoothed]:
-    """Draws, and their smoothed weights."""
-    drawn, log_p, log_q = objective.weigh(values, _noise(objective, N_TAIL_DRAWS, rng))
-    return drawn, smooth(log_ratio(log_p, log_q))
+) -> Ending | None:
+    """Values whose common elements are corrected, if weights would correct nothing more."""
+    for precision in PRECISIONS:
+        corrected = correct_common(objective, values, rng, precision)
+        if corrected is None:
+            return None
+        drawn = draw(objective, corrected, _noise(objective, N_TAIL_DRAWS, rng))
+        smoothed = smooth(drawn.log_weights)
+        weights, effective = np.exp(smoothed.log_weights), smoothed.ess / len(drawn.noise)
+        if not (smoothed.pareto_k < FAIR_TAIL and effective > ENOUGH):
+            return None
+        if (
+            effective > CLEARLY_ENOUGH
+            and (largest_corrections(drawn.values[:, common], weights) < LITTLE).all()
+            and moments_in_doubt(drawn.values, weights) is None
+        ):
+            return Ending(corrected, drawn)
+        values = corrected
+    return None
 
 
 def maximise_elbo(

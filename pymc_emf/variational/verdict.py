@@ -19,7 +19,7 @@ from pymc_emf.variational.importance import (
 from pymc_emf.variational.marginal import common_places, moments_of_common
 from pymc_emf.variational.objective import Objective, Values
 
-__all__ = ["MANY_ELEMENTS", "N_FRESH_DRAWS", "Drawn", "Verdict", "draw", "judge"]
+__all__ = ["ENOUGH", "MANY_ELEMENTS", "N_FRESH_DRAWS", "Drawn", "Verdict", "draw", "judge"]
 
 #: Draws of a verdict after the fit.
 N_FRESH_DRAWS = 10_000
