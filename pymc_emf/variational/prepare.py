@@ -33,8 +33,9 @@ from pymc_emf.variational.target import Target
 
 __all__ = ["Prepared", "make_steps", "prepare"]
 
-#: Standard deviation of log weights, in nats, up to which a normal is close.
-NEAR = 0.7
+#: Standard deviation of log weights, in nats, up to which a normal is close, and up to which none
+#: needs to be closer.
+NEAR, CLOSE = 0.7, 0.4
 #: Random numbers made at once, for several steps: 32 MB.
 MAX_NUMBERS_AHEAD = 2**22
 
@@ -130,18 +131,41 @@ def _structure(target: Target, sums: Sequence[SoftSum], steered: bool | None) ->
         # of fewer, any normal is as cheap
         if not found.order.n_steering:
             return None
-        if program.has_series or (_is_near(found, score_with) if steered is None else steered):
+        if program.has_series or steered:
             return found
+        if steered is None and not found.closed:
+            return _if_near(found, target, score_with, sums)
     return None
 
 
-def _is_near(structure: Structure, score_with: Callable[[set[int]], ScoreFn]) -> bool:
-    """Whether a normal of this structure comes close to the posterior."""
-    if structure.closed:
-        return False
-    family = partial(ConditionalNormal.isotropic, factorisation=Factorisation(structure.order))
-    first, rng = np.zeros(structure.order.size), np.random.default_rng(0)
-    return regress_scores(score_with(set()), first, 1.0, rng, family).sd < NEAR
+def _if_near(
+    structure: Structure,
+    target: Target,
+    score_with: Callable[[set[int]], ScoreFn],
+    sums: Sequence[SoftSum],
+) -> Structure | None:
+    """The structure, if a normal of it comes close to the posterior, and with which gates closed.
+
+    Where the data tell much of every group, its values are closer to a normal than their noise.
+    """
+    order = structure.order
+    family = partial(ConditionalNormal.isotropic, factorisation=Factorisation(order))
+
+    def sd_with(closed: set[int]) -> float:
+        first = np.zeros(order.size)
+        if closed:
+            value, *_ = target.evaluate_many([v.get_value() for v in target.variables], first[None])
+            places = list(closed)
+            first[places] = value[0, places]
+        return regress_scores(score_with(closed), first, 1.0, np.random.default_rng(0), family).sd
+
+    groups = target.structured.gated_elements.difference(order.core.tolist())
+    sds = {frozenset[int](): sd_with(set())}
+    # a sum of values would be held, by another layer
+    if sds[frozenset()] > CLOSE and groups and not _within(groups, sums):
+        sds[frozenset(groups)] = sd_with(groups)
+    closed, sd = min(sds.items(), key=lambda item: item[1])
+    return Structure(order, set(closed)) if sd < NEAR else None
 
 
 def make_steps(
