@@ -14,6 +14,7 @@ from pymc_emf.bijections.core.base import register_bijection
 from pymc_emf.bijections.core.compose import FLIP, ComposedElementwise, Function
 from pymc_emf.bijections.core.elementwise import Elementwise
 from pymc_emf.bijections.families.univariate import POSITIVE, UNIT, parameters_of
+from pymc_emf.bijections.numerics.interpolated import interpolated
 from pymc_emf.bijections.numerics.log_concave import LogConcave
 from pymc_emf.bijections.numerics.quantile import Support, in_value_space
 from pymc_emf.bijections.numerics.root_finding import bracketed_root
@@ -27,6 +28,10 @@ LOG_2, LOG_2PI = log(2), log(2 * pi)
 
 def gamma_log(shape: TensorVariable) -> Elementwise:
     """Log of a Gamma variate of unit scale; its density is log-concave for every shape."""
+    return interpolated(_gamma_log, shape)
+
+
+def _gamma_log(shape):
     return LogConcave(
         drop=lambda d: shape * (pt.expm1(d) - d),
         mode=pt.log(shape),
@@ -37,6 +42,10 @@ def gamma_log(shape: TensorVariable) -> Elementwise:
 
 def beta_logit(a: TensorVariable, b: TensorVariable) -> Elementwise:
     """Logit of a Beta variate; its density is log-concave for all shapes."""
+    return interpolated(_beta_logit, a, b)
+
+
+def _beta_logit(a, b):
     total = a + b
     log_p, log_q = pt.log(a / total), pt.log(b / total)
     # from the side of the smaller shape, r <= 1/2, the logarithm below has nothing to cancel
