@@ -56,11 +56,34 @@ def test_moments_are_those_of_the_weighted_marginal(rng):
     assert found.se < 0.02
 
 
+def test_third_cumulants(rng):
+    """Of a marginal with third derivatives, and none where they are lost in chance."""
+    z, bend = rng.normal(size=(N, 2)), 0.12
+    both = z[:, 0] * z[:, 1]
+    gap = np.column_stack([bend * z[:, 0] ** 2 - 0.05 * z[:, 1] ** 2, -0.1 * both])
+    log_weights = bend * z[:, 0] ** 3 / 3 - 0.05 * z[:, 0] * z[:, 1] ** 2
+    found = moments_of_common(z, log_weights, gap)
+
+    axis = np.linspace(-4, 4, 401)
+    grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1)
+    first, second = grid[..., 0], grid[..., 1]
+    log_density = bend * first**3 / 3 - 0.05 * first * second**2 - (grid**2).sum(axis=-1) / 2
+    density = np.exp(log_density - logsumexp(log_density))
+    off = grid - np.einsum("ab,abi->i", density, grid)
+    third = np.einsum("ab,abi,abj,abk->ijk", density, off, off, off)
+    np.testing.assert_allclose(found.third, third, atol=0.08)
+    assert third[0, 0, 0] > 0.25 and third[0, 1, 1] < -0.1
+
+    noise = moments_of_common(z, rng.normal(size=N), rng.normal(size=(N, 2)))
+    assert (noise.third == 0).mean() > 0.7
+
+
 def test_exact_weights_change_nothing(rng):
     z = rng.normal(size=(N, 3))
     found = moments_of_common(z, np.full(N, 7.0), np.zeros_like(z))
     np.testing.assert_allclose(found.loc, 0, atol=1e-12)
     np.testing.assert_allclose(found.factor, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(found.third, 0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["infinite", "wide", "skewed"])
