@@ -1,5 +1,7 @@
 """A hierarchy of fewer elements than those whose structure is always asked for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pymc as pm
 import pytest
@@ -12,7 +14,7 @@ from pymc_emf.layers.lower_triangular import LowerTriangular
 from pymc_emf.layers.presets import SPARSE_FROM, STEERED_FROM
 from pymc_emf.layers.subset import Subset
 from pymc_emf.model.program import Program
-from pymc_emf.variational import check, prepare, train
+from pymc_emf.variational import conclude, prepare, train
 from pymc_emf.variational.options import Options
 from pymc_emf.variational.start import find_start
 
@@ -77,8 +79,7 @@ def test_the_start_is_checked_once(monkeypatch):
     def again(*args):
         raise AssertionError
 
-    monkeypatch.setattr(check, "draw", again)
-    monkeypatch.setattr(check, "correct_common", again)
+    monkeypatch.setattr(conclude, "check", again)
     observed, errors = OBSERVED[:40], 1.2 * ERRORS[:40]
     approx = emf.fit(model=make_model(observed, errors), random_seed=1, progressbar=False)
     assert approx.stopping == ("converged", 0)
@@ -136,6 +137,10 @@ def test_what_is_off_after_the_correction_takes_steps(approx, monkeypatch):
         moved = first.layer.preceded_by(own, np.array([0.0, 0.15]), np.eye(2))
         return objective.replace(values, first.layer.variables, moved)
 
+    with monkeypatch.context() as patch:
+        judge = train.judge
+        patch.setattr(train, "judge", lambda *a, **k: replace(judge(*a, **k), missed=5.0))
+        assert train.end_at_start(prepared, started, 0.01, rng) is None  # a verdict is not good
     monkeypatch.setattr(train, "correct_common", corrected)
     assert train.end_at_start(prepared, started, 0.01, rng) is None
     monkeypatch.setattr(train, "correct_common", lambda *args: None)

@@ -2,7 +2,6 @@
 
 import logging
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -18,7 +17,6 @@ from pymc_emf.variational.doubt import gain_at_the_end
 from pymc_emf.variational.importance import average, elbo_within, log_ratio, standard_deviation
 from pymc_emf.variational.marginal import PRECISIONS, correct_common
 from pymc_emf.variational.objective import Objective, Values
-from pymc_emf.variational.train import Ending
 from pymc_emf.variational.verdict import MANY_ELEMENTS, Drawn, Verdict, draw, judge
 
 __all__ = ["KEPT", "Checked", "check", "explain", "report", "still_gaining"]
@@ -72,7 +70,6 @@ def check(
     rng: np.random.Generator,
     gain: float = 0.0,
     other_start: str = "pass a start=",
-    ending: Ending | None = None,
 ) -> Checked:
     """Compare a fit with its start, correct the better one, and ask its importance weights.
 
@@ -84,20 +81,13 @@ def check(
     rng : Generator
     gain, other_start
         As for :func:`pymc_emf.variational.verdict.judge`.
-    ending : Ending, optional
-        Of a fit that has taken no step: what is known of its start.
     """
     values, drawn = list(after), None
-    precisions: Sequence[float] = PRECISIONS
     if before is not None:
         values, drawn = _better(objective, before, after, rng)
     # JAX's threads and those of the linear algebra would wait for each other
     with threadpool_limits(1, user_api="blas"):
-        if ending is not None and ending.drawn is not None:
-            values, drawn = ending.values, ending.drawn
-            verdict = judge(objective, values, drawn, rng, gain, other_start)
-            precisions = () if verdict.doubt is None else PRECISIONS[1:]
-        for precision in precisions:
+        for precision in PRECISIONS:
             corrected = correct_common(objective, values, rng, precision)
             if corrected is not None or drawn is None:
                 values = values if corrected is None else corrected

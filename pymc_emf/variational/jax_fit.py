@@ -19,7 +19,7 @@ from pymc_emf.exceptions import NonFiniteELBOError
 from pymc_emf.statistics import import_meanwhile
 from pymc_emf.variational.approximation import EMFApproximation
 from pymc_emf.variational.auxiliary import auxiliary
-from pymc_emf.variational.check import KEPT, explain
+from pymc_emf.variational.check import KEPT, Checked, explain
 from pymc_emf.variational.checkpoint import Checkpoint
 from pymc_emf.variational.conclude import conclude
 from pymc_emf.variational.options import FitOptions
@@ -28,7 +28,6 @@ from pymc_emf.variational.record import FitRecord
 from pymc_emf.variational.start import Started
 from pymc_emf.variational.state import MethodState
 from pymc_emf.variational.train import (
-    Ending,
     begin_run,
     end_at_start,
     is_often_enough,
@@ -105,7 +104,9 @@ def _start(kept, approx, ask, rng, file) -> tuple["_Fit", Steps]:
     else:
         started = kept.start(approx, rng)
         clock.lap()
-        ending = end_at_start(prepared, started, ask.tol, rng) if may_stay else None
+        if may_stay:
+            with auxiliary("The check of the start", "steps are taken"):
+                ending = end_at_start(prepared, started, ask.tol, rng)
         run = begin_run(prepared, steps, started, ask.n, rng)
         if ending is not None:
             run.stop(started.reason)
@@ -148,7 +149,7 @@ class _Fit:
         file: Checkpoint | None,
         random_state: dict[str, Any],
         timing: dict[str, float],
-        ending: Ending | None,
+        ending: Checked | None,
     ):
         self.approx, self.ask, self.started, self.run = approx, ask, started, run
         self.ending = ending

@@ -1,7 +1,6 @@
 """The steps of a fit: from a start to what was learnt."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pytensor
@@ -17,6 +16,7 @@ from pymc_emf.engine.trainer import (
     train,
 )
 from pymc_emf.layers.presets import SPARSE_FROM
+from pymc_emf.variational.check import Checked, check
 from pymc_emf.variational.doubt import (
     largest_corrections,
     moments_in_doubt,
@@ -28,10 +28,9 @@ from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.options import FitOptions
 from pymc_emf.variational.prepare import Prepared
 from pymc_emf.variational.start import Started, rates_of
-from pymc_emf.variational.verdict import ENOUGH, MANY_ELEMENTS, Drawn, draw
+from pymc_emf.variational.verdict import ENOUGH, MANY_ELEMENTS, Drawn, draw, judge
 
 __all__ = [
-    "Ending",
     "begin_run",
     "end_at_start",
     "is_often_enough",
@@ -90,44 +89,35 @@ def is_often_enough(prepared: Prepared) -> bool:
     return objective.size > SPARSE_FROM or is_group
 
 
-class Ending(NamedTuple):
-    """What a fit ends with that takes no step.
-
-    Attributes
-    ----------
-    values : list of ndarray
-        Of all variables, corrected where they have been.
-    drawn : Drawn or None
-        Draws from there, if there are any yet.
-    """
-
-    values: list[np.ndarray]
-    drawn: Drawn | None
-
-
 def end_at_start(
     prepared: Prepared, started: Started, tol: float | None, rng: np.random.Generator
-) -> Ending | None:
+) -> Checked | None:
     """End a fit where it starts, if that leaves no more than ``tol`` nats to gain.
 
     Of many elements so much is left to each. The variance of the log weights tells, where their
     tail is so light that it exists. What the elements of many lack adds up in it, so there no
     element's scores must be in doubt besides, and the weights must suffice to correct the common
-    ones. Where fewer have common ones, the weights after their correction are asked.
+    ones. Where fewer have common ones, the weights after their correction are asked. None is
+    the end whose verdict is not good.
     """
     objective, values = prepared.objective, started.values
     many, common = objective.size > MANY_ELEMENTS, common_places(objective)
     each = objective.size if many or len(common) else 1
     if tol is None or not started.divergence < tol * each:
         return None
+    other = started.report.other
     if many:
-        agree = _scores_agree(objective, started, common, rng)
-        return Ending(list(values), None) if agree else None
-    if len(common):
-        return _corrected(objective, values, common, rng)
-    drawn = draw(objective, values, _noise(objective, N_TAIL_DRAWS, rng))
-    light = smooth(drawn.log_weights).pareto_k < LIGHT_TAIL
-    return Ending(list(values), drawn) if light else None
+        if not _scores_agree(objective, started, common, rng):
+            return None
+        checked = check(objective, None, values, rng, other_start=other)
+    else:
+        found = _corrected if len(common) else _as_it_is
+        ending = found(objective, values, common, rng)
+        if ending is None:
+            return None
+        corrected, drawn = ending
+        checked = Checked(corrected, judge(objective, corrected, drawn, rng, other_start=other))
+    return checked if checked.verdict.is_good else None
 
 
 def _noise(objective: Objective, n_draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -146,9 +136,17 @@ def _scores_agree(
     return scores_in_doubt(gap) is None
 
 
+def _as_it_is(
+    objective: Objective, values: Values, common: np.ndarray, rng: np.random.Generator
+) -> tuple[list[np.ndarray], Drawn] | None:
+    """These values, if their weights have a light tail."""
+    drawn = draw(objective, values, _noise(objective, N_TAIL_DRAWS, rng))
+    return (list(values), drawn) if smooth(drawn.log_weights).pareto_k < LIGHT_TAIL else None
+
+
 def _corrected(
     objective: Objective, values: Values, common: np.ndarray, rng: np.random.Generator
-) -> Ending | None:
+) -> tuple[list[np.ndarray], Drawn] | None:
     """Values whose common elements are corrected, if weights would correct nothing more."""
     for precision in PRECISIONS:
         corrected = correct_common(objective, values, rng, precision)
@@ -164,7 +162,7 @@ def _corrected(
             and (largest_corrections(drawn.values[:, common], weights) < LITTLE).all()
             and moments_in_doubt(drawn.values, weights) is None
         ):
-            return Ending(corrected, drawn)
+            return corrected, drawn
         values = corrected
     return None
 
