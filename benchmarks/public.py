@@ -310,6 +310,58 @@ def decay() -> pm.Model:
     return model
 
 
+def hospitals() -> pm.Model:
+    """Rates of 70 hospitals with a beta population."""
+    rng = np.random.default_rng(17)
+    n = rng.integers(20, 200, 70)
+    y = rng.binomial(n, rng.beta(8, 32, 70))
+    with pm.Model(coords={"hospital": range(70)}) as model:
+        mean, size = pm.Beta("mean", 2, 2), pm.Gamma("size", 2, 0.05)
+        rate = pm.Beta("rate", mean * size, (1 - mean) * size, dims="hospital")
+        pm.Binomial("y", n, rate, observed=y)
+    return model
+
+
+def heavy_groups() -> pm.Model:
+    """Intercepts of 40 groups with a Student t population of unknown degrees of freedom."""
+    rng = np.random.default_rng(18)
+    group = np.repeat(np.arange(40), 10)
+    y = (1 + 0.5 * rng.standard_t(4, 40))[group] + rng.normal(size=400)
+    with pm.Model(coords={"group": range(40)}) as model:
+        mu, tau = pm.Normal("mu", 0, 5), pm.HalfNormal("tau", 2)
+        nu, sigma = pm.Gamma("nu", 2, 0.1), pm.HalfNormal("sigma", 2)
+        intercept = pm.StudentT("intercept", nu=nu, mu=mu, sigma=tau, dims="group")
+        pm.Normal("y", intercept[group], sigma, observed=y)
+    return model
+
+
+def claims() -> pm.Model:
+    """Counts of 60 policies with a gamma population of rates."""
+    rng = np.random.default_rng(19)
+    exposure = rng.uniform(1, 10, 60)
+    y = rng.poisson(exposure * rng.gamma(3, 0.5, 60))
+    with pm.Model(coords={"policy": range(60)}) as model:
+        alpha, beta = pm.Gamma("alpha", 2, 0.5), pm.Gamma("beta", 2, 0.5)
+        rate = pm.Gamma("rate", alpha, beta, dims="policy")
+        pm.Poisson("y", rate * exposure, observed=y)
+    return model
+
+
+def overdispersed() -> pm.Model:
+    """Negative binomial counts in 30 groups."""
+    rng = np.random.default_rng(20)
+    group = np.repeat(np.arange(30), 8)
+    rate = np.exp(1 + 0.5 * rng.normal(size=30))[group]
+    y = rng.negative_binomial(3, 3 / (3 + rate))
+    with pm.Model(coords={"group": range(30)}) as model:
+        level, spread = pm.Normal("level", 0, 2), pm.HalfNormal("spread", 1)
+        effect = pm.Normal("effect", 0, spread, dims="group")
+        alpha = pm.Exponential("alpha", 0.5)
+        mu = pm.math.exp(level + effect[group])
+        pm.NegativeBinomial("y", mu=mu, alpha=alpha, observed=y)
+    return model
+
+
 #: Every model by its name.
 MODELS: dict[str, Callable[[], pm.Model]] = {
     function.__name__: function
@@ -333,5 +385,9 @@ MODELS: dict[str, Callable[[], pm.Model]] = {
         zeros,
         overlap,
         decay,
+        hospitals,
+        heavy_groups,
+        claims,
+        overdispersed,
     )
 }

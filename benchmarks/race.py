@@ -1,6 +1,7 @@
 """Small models, from the call to the draws, against nutpie: ``python -m benchmarks.race``.
 
-The twenty textbook models, Eight Schools among them, each by the default fit and by nutpie's
+The twenty textbook models, Eight Schools among them, or any of those in the manner of public
+questions that are named, each by the default fit and by nutpie's
 default run, in processes of their own that share nothing but the folders in which PyTensor, JAX
 and numba keep what they have compiled. Each runs twice: the first time these are empty, the second
 time filled.
@@ -27,8 +28,9 @@ import pymc as pm
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.textbook import MODELS
+from benchmarks import public, textbook
 
+MODELS = textbook.MODELS | public.MODELS
 RECORDS = Path("results/race.jsonl")
 CHAINS, DRAWS = 4, 1000
 CACHES = ("empty", "filled")
@@ -106,7 +108,7 @@ def main() -> None:
     """Run what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="*", help="nothing for the campaign")
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--models", nargs="+", default=list(textbook.MODELS), choices=list(MODELS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--records", type=Path, default=RECORDS)
     arguments = parser.parse_args()

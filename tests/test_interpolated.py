@@ -13,6 +13,7 @@ import pymc_emf as emf
 
 from pymc_emf.bijections.families.by_density import beta_logit, gamma_log, student_t
 from pymc_emf.bijections.numerics.interpolated import _Interpolated
+from pymc_emf.engine.jax import jaxify
 from tests.helpers import UNREWRITTEN
 
 NOISE = np.linspace(-5.0, 5.0, 41)
@@ -56,6 +57,17 @@ def test_it_is_the_curve_of_the_density_itself():
     searched = both_ways(student_t(nu), NOISE)
     for one, other in zip(known, searched, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_digits_of_single_precision():
+    """In which a place among a thousand pieces has few."""
+    site, noise = gamma_log(pt.constant(2.0)), np.linspace(-3, 3, 200).astype("float32")
+    z = pt.vector("z", shape=noise.shape, dtype="float32")
+    with pytensor.config.change_flags(floatX="float32"):
+        value = jaxify([z], site.to_value(z))(noise)[0]
+    assert value.dtype == np.float32
+    exact = both_ways(site, noise.astype(float))[0]
+    np.testing.assert_allclose(value, exact, atol=1e-6)
 
 
 def test_straight_beyond_the_ends():

@@ -14,6 +14,7 @@ from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.bijections.core.elementwise import Elementwise, derivative
 from pymc_emf.bijections.numerics.quadrature import ByDensity
+from pymc_emf.bijections.numerics.special import as_one
 
 __all__ = ["interpolated"]
 
@@ -111,16 +112,16 @@ class _Interpolated(Elementwise):
         self.site, self.tables, self.which = site, tables, which
 
     def to_value(self, noise):
-        along = (noise + REACH) * PIECES
-        inside = pt.clip(along, 0.0, float(N_PIECES)).astype(noise.dtype)
-        piece = pt.where(pt.isnan(inside), 0, inside).astype("int64")
+        inside = pt.clip(noise, float(-REACH), float(REACH)).astype(noise.dtype)
+        piece = pt.where(pt.isnan(inside), 0, (inside + REACH) * PIECES).astype("int64")
         piece = pt.clip(piece, 0, N_PIECES - 1)
-        t = inside - piece.astype(noise.dtype)
+        begin = as_one(piece.astype(noise.dtype) / PIECES - REACH)  # has no digits to be lost
+        t = (inside - begin) * PIECES
         entry = self.which * N_PIECES + piece
         c = [pt.constant(of_all, dtype=noise.dtype)[entry] for of_all in self.tables.coefficients]
         value = c[0] + t * (c[1] + t * (c[2] + t * (c[3] + t * (c[4] + t * c[5]))))
         slope = c[1] + t * (2 * c[2] + t * (3 * c[3] + t * (4 * c[4] + t * 5 * c[5])))
-        return value + slope * (along - inside), pt.log(slope * PIECES)
+        return value + slope * PIECES * (noise - inside), pt.log(slope * PIECES)
 
     def to_noise(self, value):
         near, _ = self.site.to_noise(value)
