@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pymc as pm
+import pytensor
 
 from pymc_emf.engine.devices import shardings
 from pymc_emf.engine.garbage import without_collection
@@ -154,7 +155,8 @@ def _if_near(
     def sd_with(closed: set[int]) -> float:
         first = np.zeros(order.size)
         if closed:
-            value, *_ = target.evaluate_many([v.get_value() for v in target.variables], first[None])
+            point = first[None].astype(pytensor.config.floatX)
+            value, *_ = target.evaluate_many([v.get_value() for v in target.variables], point)
             places = list(closed)
             first[places] = value[0, places]
         return regress_scores(score_with(closed), first, 1.0, np.random.default_rng(0), family).sd

@@ -1,8 +1,7 @@
 """Quantiles of known distributions, by tables that are made once."""
 
 from collections.abc import Callable
-from functools import cache
-from typing import NamedTuple
+from functools import lru_cache
 
 import numpy as np
 import pytensor
@@ -56,22 +55,17 @@ def interpolated(make: Callable[..., ByDensity], *parameters: TensorVariable) ->
     return _Interpolated(site, tables, which)
 
 
-class _Tables(NamedTuple):
-    """Coefficients of a polynomial for every piece, lowest power first; the units are pieces.
-
-    Attributes
-    ----------
-    coefficients : tuple of ndarray, shape (tables * pieces,)
-    """
-
-    coefficients: tuple[np.ndarray, ...]
-
-
-@cache
+@lru_cache(maxsize=256)
 def _tables(
     make: Callable[..., ByDensity], parameters: tuple[tuple[float, ...], ...]
-) -> _Tables | None:
-    """Piecewise polynomials of fifth degree, from quantiles and two derivatives of them."""
+) -> tuple[np.ndarray, ...] | None:
+    """Piecewise polynomials of fifth degree, from quantiles and two derivatives of them.
+
+    Returns
+    -------
+    tuple of ndarray, shape (tables * pieces,), or None
+        The coefficients of each power, the lowest first, in units of a piece.
+    """
     n_tables = len(parameters[0])
     # every second entry is there to compare with
     noise = np.repeat(np.linspace(-REACH, REACH, 2 * N_PIECES + 1)[:, None], n_tables, axis=1)
@@ -102,13 +96,13 @@ def _tables(
         error = np.abs(halfway - exact[:, 1::2]) / slope[:, 1::2]
     if not (error < MAX_ERROR).all():
         return None
-    return _Tables(tuple(c.ravel() for c in (*low, *high)))
+    return tuple(c.ravel() for c in (*low, *high))
 
 
 class _Interpolated(Elementwise):
     """The curves of tables, straight beyond their ends."""
 
-    def __init__(self, site: ByDensity, tables: _Tables, which: np.ndarray):
+    def __init__(self, site: ByDensity, tables: tuple[np.ndarray, ...], which: np.ndarray):
         self.site, self.tables, self.which = site, tables, which
 
     def to_value(self, noise):
@@ -118,7 +112,7 @@ class _Interpolated(Elementwise):
         begin = as_one(piece.astype(noise.dtype) / PIECES - REACH)  # has no digits to be lost
         t = (inside - begin) * PIECES
         entry = self.which * N_PIECES + piece
-        c = [pt.constant(of_all, dtype=noise.dtype)[entry] for of_all in self.tables.coefficients]
+        c = [pt.constant(of_all, dtype=noise.dtype)[entry] for of_all in self.tables]
         value = c[0] + t * (c[1] + t * (c[2] + t * (c[3] + t * (c[4] + t * c[5]))))
         slope = c[1] + t * (2 * c[2] + t * (3 * c[3] + t * (4 * c[4] + t * 5 * c[5])))
         return value + slope * PIECES * (noise - inside), pt.log(slope * PIECES)
