@@ -39,7 +39,7 @@ from case_studies.paper import read_paper, unpack
 N_TEST, MAX_NUMBERS, KEPT_DRAWS = 20_000, 5_000_000, 1000
 #: Components of the mixture layer.
 N_COMPONENTS = 100
-#: Knots of splines, in two dimensions and in more, and the width beyond which they gain little.
+#: Knots of splines, in two dimensions and in more, and their width: what a processor can train.
 N_KNOTS, N_KNOTS_OF_MANY, SPLINE_WIDTH = 41, 9, 128
 
 
@@ -76,30 +76,21 @@ QUICK = Settings("quick", {1: 5_000, 2: 2_000, 3: 3_000}, (64, 64), None)
 # --- architectures, as lists of layers from the noise to the data --------------------------------
 
 
-def _maf(data: Data, settings: Settings, n: int = 2) -> list[emf.Bijection]:
+def _maf(data: Data, settings: Settings, n: int = 2, **options: Any) -> list[emf.Bijection]:
     """Masked autoregressive layers, in alternating order."""
+    options = {"hidden": settings.hidden} | options
     return [
         emf.Invert(
-            emf.MaskedAutoregressive(
-                data.size, hidden=settings.hidden, reverse=i % 2 == 1, random_seed=i
-            )
+            emf.MaskedAutoregressive(data.size, reverse=i % 2 == 1, random_seed=i, **options)
         )
         for i in range(n)
     ]
 
 
 def _splines(data: Data, settings: Settings) -> list[emf.Bijection]:
-    """Masked autoregressive layers of splines, which the paper does not have."""
+    """The same with splines, which the paper does not have."""
     hidden = [min(width, SPLINE_WIDTH) for width in settings.hidden]
-    knots = N_KNOTS if data.size == 2 else N_KNOTS_OF_MANY
-    return [
-        emf.Invert(
-            emf.MaskedAutoregressive(
-                data.size, hidden=hidden, knots=knots, reverse=i % 2 == 1, random_seed=i
-            )
-        )
-        for i in range(2)
-    ]
+    return _maf(data, settings, hidden=hidden, knots=N_KNOTS if data.size == 2 else N_KNOTS_OF_MANY)
 
 
 def _structure(data: Data, name: str, gate: Any = None) -> emf.Bijection:
