@@ -26,7 +26,7 @@ with pm.Model() as model:
 
 
 def parameters(devices):
-    method = emf.EMFApprox(model, layers="affine", random_seed=1)
+    method = emf.EMFApprox(model, layers="affine", warm_start=False, random_seed=1)
     quiet = dict(obj_n_mc=8, progressbar=False, devices=devices)
     approx = method.fit(100, **quiet)
     method.refine(50, **quiet)  # runs the same compiled loop

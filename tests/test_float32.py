@@ -6,6 +6,13 @@ import sys
 
 import pytest
 
+IMPORTS = """
+import numpy as np
+import pymc as pm
+
+import pymc_emf as emf
+"""
+
 #: An affine quantile, one of a tail and one that is inverted in both.
 FEW = "[pm.Normal.dist(1.0, 2.0), pm.Exponential.dist(0.5), pm.Kumaraswamy.dist(2.0, 3.0)]"
 
@@ -22,11 +29,7 @@ SEARCHED = """[
 ]"""
 
 FAMILIES = """
-import numpy as np
-import pymc as pm
 import pytensor
-
-import pymc_emf as emf
 
 assert pytensor.config.floatX == "float32"
 noise = np.linspace(-5, 5, 11)
@@ -58,14 +61,13 @@ BACKENDS = {"JAX": "{}", "numba": '{"backend": "numba", "obj_n_mc": 20}'}
 
 #: An operation that JAX lacks, and that is in double precision whatever floatX is.
 CALLED = """
+import jax
 import pytensor.tensor as pt
 
 from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 
-from pymc_emf.variational import check
-
-check.N_FINAL_DRAWS = 500  # each is a call of Python
+from pymc_emf.engine.jax import jaxify
 
 class Twice(Op):
     def make_node(self, x):
@@ -77,6 +79,17 @@ class Twice(Op):
 
     def pullback(self, inputs, outputs, cotangents):
         return [2.0 * cotangents[0]]
+
+x = pt.scalar("x")
+twice = jaxify([x], [Twice()(x)], with_slopes=True)
+value, slope = jax.value_and_grad(lambda x: twice(x)[0])(np.float32(3.0))
+assert (float(value), float(slope), slope.dtype) == (6.0, 2.0, np.float32)
+"""
+
+CALLED_IN_A_FIT = """
+from pymc_emf.variational import check
+
+check.N_FINAL_DRAWS = 500  # each is a call of Python
 
 with pm.Model() as model:
     pm.Normal("y", Twice()(pm.Normal("x")), 1.0, observed=2.0)
@@ -93,13 +106,18 @@ def run(script):
     flags = os.environ.get("PYTENSOR_FLAGS", "")
     environment = os.environ | {"PYTENSOR_FLAGS": f"{flags},floatX=float32".lstrip(",")}
     result = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", IMPORTS + script], env=environment, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr[-3000:]
 
 
 def test_single_precision():
     run(FAMILIES.replace("FAMILIES", FEW) + fit_of("JAX", "full_rank") + CALLED)
+
+
+@pytest.mark.slow  # hundreds of calls of Python
+def test_a_fit_with_calls_of_python():
+    run(CALLED + CALLED_IN_A_FIT)
 
 
 # each family is compiled twice, in seconds if its quantile is closed and in a minute if not
@@ -113,5 +131,4 @@ def test_quantiles(families):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_default_layers(backend):
-    imports = "import numpy as np\nimport pymc as pm\nimport pymc_emf as emf\n"
-    run(imports + fit_of(backend, "iaf"))
+    run(fit_of(backend, "iaf"))

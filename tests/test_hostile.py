@@ -189,7 +189,7 @@ def check_in_units(model, unit, log_prior):
         assert float(posterior[name].std()) == pytest.approx(sd * unit, rel=0.1)
 
 
-@pytest.mark.parametrize("unit", [1e20, 1e-20])
+@pytest.mark.parametrize("unit", [1e20, pytest.param(1e-20, marks=pytest.mark.slow)])  # as small
 def test_units_of_priors(unit):
     """A gate of 0.999 would add a thousandth of the noise to a prior whose scale is 1e-20."""
     with pm.Model() as model:

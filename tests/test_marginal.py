@@ -207,6 +207,7 @@ def test_a_correction_in_doubt_is_made_again(approx, rng, monkeypatch):
     assert asked[1:] == list(check.PRECISIONS)
 
 
+@pytest.mark.slow  # three corrections; how far one may go is tested above
 def test_a_correction_that_went_as_far_as_it_may_is_followed_by_another(approx, rng, monkeypatch):
     told, asked = marginal.moments_of_common, []
 

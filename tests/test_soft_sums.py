@@ -123,6 +123,7 @@ def approx():
     return emf.fit(model=smoothed(250)[0], random_seed=1, **quiet)
 
 
+@pytest.mark.slow  # its start and its layer are tested above
 def test_a_fit_of_many_areas(approx):
     _, mean, covariance, evidence = smoothed(250)
     (*_, layer) = approx.objective.layers
