@@ -11,8 +11,11 @@ from scipy.special import logsumexp
 import pymc_emf as emf
 
 from pymc_emf.layers.lower_triangular import LowerTriangular
-from pymc_emf.variational import check, marginal
-from pymc_emf.variational.marginal import MAX_FACTOR, MAX_WAY, moments_of_common
+from pymc_emf.variational import check, marginal, moments
+from pymc_emf.variational.doubt import correction_in_doubt
+from pymc_emf.variational.marginal import correct_by_chains, moments_by_chains
+from pymc_emf.variational.moments import MAX_FACTOR, MAX_WAY, moments_of_common
+from pymc_emf.variational.verdict import draw, judge
 
 N = 20_000
 
@@ -195,7 +198,7 @@ def test_a_correction_in_doubt_is_made_again(approx, rng, monkeypatch):
     def doubted(*args):
         return replace(judge(*args), doubt=("step", "as told"))
 
-    def counted(objective, values, rng, precision):
+    def counted(objective, values, rng, precision, known):
         asked.append(precision)
         return list(values)
 
@@ -205,6 +208,48 @@ def test_a_correction_in_doubt_is_made_again(approx, rng, monkeypatch):
     monkeypatch.setattr(check, "judge", doubted)
     check.check(approx.objective, None, approx.values, rng)
     assert asked[1:] == list(check.PRECISIONS)
+
+
+def spoiled(approx, loc=0.6, factor=0.7):
+    """Values of an approximation whose common element is off, in the noise."""
+    objective, values = approx.objective, approx.values
+    layer = objective.layers[0].layer
+    own = layer.preceded_by(objective.own(values, layer.variables), [loc], [[factor]])
+    return objective.replace(values, layer.variables, own)
+
+
+def test_chains_correct_what_they_find(approx, rng):
+    objective, values = approx.objective, spoiled(approx)
+    drawn = draw(objective, values, rng.normal(size=(2000, objective.size)))
+    corrected, left = correct_by_chains(objective, values, drawn.noise, drawn.log_weights, rng)
+    assert 0 < left.se < 0.08
+    exact = moments_by_chains(objective, corrected, drawn.noise, np.zeros(2000), rng)
+    assert abs(exact.loc[0]) < 4 * left.se
+    assert abs(exact.ratios[0] - 1) < 4 * left.se
+    assert correction_in_doubt(left, "short chains") is None
+
+
+def test_chains_are_asked_where_weights_vary(approx, observed, rng, monkeypatch):
+    """Before a correction by weights, or after one that made them vary, and in the verdict."""
+    monkeypatch.setattr(moments, "CLOSE", 0.0)
+    checked = check.check(approx.objective, None, spoiled(approx), rng)
+    assert checked.verdict.doubt is None
+    mean, sd = exact_log_step(observed)
+    noise = rng.normal(size=(4000, approx.objective.size))
+    values, *_ = approx.objective.weigh(checked.values, noise)
+    assert abs(values[:, 0].mean() - mean) < 0.15 * sd
+    assert abs(np.log(values[:, 0].std() / sd)) < 0.12
+    drawn = draw(approx.objective, spoiled(approx), noise[:2000])
+    verdict = judge(approx.objective, spoiled(approx), drawn, rng)
+    name, how = verdict.doubt
+    assert name == "step"
+    assert how.startswith("short chains would")
+
+
+def test_chains_that_do_not_forget_do_not_tell(approx, rng, monkeypatch):
+    monkeypatch.setattr(marginal, "FORGOTTEN", 0.0)
+    noise = rng.normal(size=(500, approx.objective.size))
+    assert moments_by_chains(approx.objective, approx.values, noise, np.zeros(500), rng) is None
 
 
 @pytest.mark.slow  # three corrections; how far one may go is tested above

@@ -15,7 +15,8 @@ from pymc_emf.engine.stopping import Stopping
 from pymc_emf.engine.trainer import average as average_loss
 from pymc_emf.variational.doubt import gain_at_the_end
 from pymc_emf.variational.importance import average, elbo_within, log_ratio, standard_deviation
-from pymc_emf.variational.marginal import PRECISIONS, correct_common
+from pymc_emf.variational.marginal import PRECISIONS, correct_by_chains, correct_common
+from pymc_emf.variational.moments import Moments, weights_tell
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.verdict import MANY_ELEMENTS, Drawn, Verdict, draw, judge
 
@@ -85,17 +86,36 @@ def check(
     values, drawn = list(after), None
     if before is not None:
         values, drawn = _better(objective, before, after, rng)
+    few = objective.size <= MANY_ELEMENTS
+    if drawn is None and not few:
+        drawn = draw(objective, values, _noise(objective, rng))
     # JAX's threads and those of the linear algebra would wait for each other
     with threadpool_limits(1, user_api="blas"):
         for precision in PRECISIONS:
-            corrected = correct_common(objective, values, rng, precision)
+            corrected, left = None, None
+            if drawn is None or few or weights_tell(drawn.log_weights):
+                known = () if drawn is None else drawn.scored
+                corrected = correct_common(objective, values, rng, precision, known)
             if corrected is not None or drawn is None:
                 values = values if corrected is None else corrected
                 drawn = draw(objective, values, _noise(objective, rng))
-            verdict = judge(objective, values, drawn, rng, gain, other_start)
-            if corrected is None or verdict.doubt is None:
+            if not (few or weights_tell(drawn.log_weights)):
+                values, drawn, left = _corrected_by_chains(objective, values, drawn, rng)
+            verdict = judge(objective, values, drawn, rng, gain, other_start, left)
+            if corrected is None or left is not None or verdict.doubt is None:
                 break
     return Checked(values, verdict)
+
+
+def _corrected_by_chains(
+    objective: Objective, values: list[np.ndarray], drawn: Drawn, rng: np.random.Generator
+) -> tuple[list[np.ndarray], Drawn, Moments | None]:
+    """Values and draws from them, and what is left to correct if chains tell."""
+    found = correct_by_chains(objective, values, drawn.noise, drawn.log_weights, rng)
+    if found is None:
+        return values, drawn, None
+    corrected, left = found
+    return corrected, draw(objective, corrected, _noise(objective, rng)), left
 
 
 def still_gaining(losses: np.ndarray, stopping: Stopping) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 
 from scipy.special import ndtri
 
-from pymc_emf.variational.marginal import Moments
+from pymc_emf.variational.moments import Moments
 
 __all__ = [
     "correction_in_doubt",
@@ -92,13 +92,15 @@ def _corrections(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, .
     return z, shift, ratio, shift_se, ratio_se
 
 
-def correction_in_doubt(moments: Moments) -> tuple[int, str] | None:
+def correction_in_doubt(moments: Moments, who: str) -> tuple[int, str] | None:
     """Tell which common element's moments would be corrected most, and how.
 
     Parameters
     ----------
     moments : Moments
         That the noise of the common elements should have, in which it is standard normal.
+    who : str
+        Says so.
 
     Returns
     -------
@@ -106,13 +108,13 @@ def correction_in_doubt(moments: Moments) -> tuple[int, str] | None:
         Its place among them; None if none is off by more than a tenth, or than what the finite
         number of draws explains.
     """
-    ratio = np.sqrt((moments.factor**2).sum(axis=1))
+    ratio = moments.ratios
     sizes = np.array([np.abs(moments.loc), np.abs(ratio - 1)])
     which, element = np.unravel_index(sizes.argmax(), sizes.shape)
     if sizes[which, element] < max(MAX_CORRECTION, N_SE_OF_COMMON * moments.se):
         return None
     move = _in_words(int(which), (moments.loc, ratio)[which][element])
-    return int(element), f"scores and weights would {move}"
+    return int(element), f"{who} would {move}"
 
 
 def _in_words(which: int, by: float) -> str:

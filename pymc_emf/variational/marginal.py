@@ -1,45 +1,37 @@
-r"""The marginal distribution of common elements, corrected by log weights and scores of draws.
+"""The marginal distribution of common elements, corrected.
 
-Where an approximation q of common elements :math:`\theta` and many others is to have the
-posterior's own marginal, the density of :math:`\theta` must be multiplied by the mean of the
-weights :math:`p/q` given :math:`\theta`. The log weights :math:`\ell` of many elements are sums of
-many small errors, hence close to normal given :math:`\theta`: the log of that mean is the sum of
-their cumulants, :math:`m + v/2 + \kappa_3/6`. The highest ELBO knows the first of them alone: it
-leaves the common elements where the others can be approximated best. Weights would tell the
-same, but few of them would count.
-
-In the noise of the common elements, the derivative of that sum is, by joint cumulants, the mean
-given :math:`\theta` of
-
-.. math:: G + (G - \nabla m)(\ell - m) + (G - \nabla m)((\ell - m)^2 - v)/2
-
-with G the gap between the score and that of the approximation. The correction is the normal
-nearest to what this makes of the noise, as far as its linear and squared parts tell.
-
-The expansion is that by which Laplace approximations of marginals are corrected (e.g. Rue,
-Martino, Chopin, JRSS B 2009), with draws in the place of derivatives.
+By log weights and scores of draws (:mod:`pymc_emf.variational.moments`), or where log weights vary
+so much that these do not tell, by short chains (:mod:`pymc_emf.variational.chains`), which take
+more gradients. They begin at draws of the approximation, and count once they have forgotten where.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 import pytensor
 
-from scipy.linalg import solve_triangular
-
 from pymc_emf.layers.lower_triangular import LowerTriangular
 from pymc_emf.layers.spline import Spline
 from pymc_emf.layers.subset import Subset
-from pymc_emf.variational.importance import log_ratio
+from pymc_emf.variational.chains import chains
+from pymc_emf.variational.importance import log_ratio, resample, smooth
+from pymc_emf.variational.moments import (
+    N_GROUPS,
+    TINY,
+    Moments,
+    moments_of_common,
+    moments_of_draws,
+    through,
+)
 from pymc_emf.variational.objective import Objective, Values
 
 __all__ = [
-    "MAX_VARIANCE",
     "PRECISIONS",
-    "Moments",
     "common_places",
+    "correct_by_chains",
     "correct_common",
-    "moments_of_common",
+    "moments_by_chains",
 ]
 
 #: Standard errors that corrected means may have at first, in standard deviations, and if other
@@ -47,23 +39,19 @@ __all__ = [
 PRECISIONS = 0.06, 0.03
 #: Draws of one batch, and how many batches there may be.
 N_DRAWS, MAX_BATCHES = 2000, 5
-#: More common elements are left as they are, or if they are more than so many for each draw.
-MOST, MOST_COLUMNS = 24, 0.1
-#: The cumulants tell where log weights vary by no more, in nats squared, and resemble a normal.
-MAX_VARIANCE, MAX_SKEWNESS, TINY = 4.0, 1.0, 1e-6
-#: Standard deviations beyond which no draw counts for more, for it would alone decide.
-FARTHEST = 3.0
-#: Factor by which a precision is corrected at most, and the longest way of a mean.
-MAX_FACTOR, MAX_WAY = 4.0, 2.0
+#: More common elements are left as they are.
+MOST = 24
 #: Corrections, as one that went as far as it may is followed by another.
 MAX_CORRECTIONS = 3
-#: Groups of draws that are left out in turn, for the standard error.
-N_GROUPS = 10
-#: Rounds in which mean and covariance settle.
-ROUNDS = 20
-#: Standard errors that a cumulant of third order must exceed, and the least and the largest bend
-#: of a spline, by which the logarithm of its slope rises in a standard deviation.
-N_SE_OF_THIRD, MIN_BEND, MAX_BEND = 2.0, 0.01, 0.3
+#: Chains, a multiple of the groups by which errors are found; transitions that do not count, and
+#: how many there are at most.
+N_CHAINS, BURN_IN, MAX_TRANSITIONS = 20 * N_GROUPS, 5, 20
+#: Correlation with where they began above which chains have not forgotten it, and standard error
+#: of means that is asked of them, in standard deviations.
+FORGOTTEN, SE_OF_CHAINS = 0.25, 0.045
+#: The least and the largest bend of a spline, by which the logarithm of its slope rises in a
+#: standard deviation.
+MIN_BEND, MAX_BEND = 0.01, 0.3
 
 
 def common_places(objective: Objective) -> np.ndarray:
@@ -73,7 +61,11 @@ def common_places(objective: Objective) -> np.ndarray:
 
 
 def correct_common(
-    objective: Objective, values: Values, rng: np.random.Generator, precision: float
+    objective: Objective,
+    values: Values,
+    rng: np.random.Generator,
+    precision: float,
+    known: Sequence[np.ndarray] = (),
 ) -> list[np.ndarray] | None:
     """Values of an approximation whose common elements have the posterior's mean and covariance.
 
@@ -88,6 +80,8 @@ def correct_common(
     precision : float
         Standard error that the means may have, in standard deviations, if that takes no more
         draws than there may be.
+    known : sequence of ndarray, optional
+        Noise, log weights and score gaps of draws that have been made.
 
     Returns
     -------
@@ -101,15 +95,109 @@ def correct_common(
     _, layer = front
     moved = list(values)
     for _ in range(MAX_CORRECTIONS):
-        moments = _moments(objective, moved, rng, precision, places)
+        moments = _moments(objective, moved, rng, precision, places, known)
         if moments is None:
             return None
         own = objective.own(moved, layer.variables)
         own = layer.preceded_by(own, moments.loc, moments.factor)
         if not moments.is_capped:
             return _skewed(objective, moved, layer, own, moments)
-        moved = objective.replace(moved, layer.variables, own)
+        moved, known = objective.replace(moved, layer.variables, own), ()
     return None
+
+
+def correct_by_chains(
+    objective: Objective,
+    values: Values,
+    noise: np.ndarray,
+    log_weights: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[list[np.ndarray], Moments] | None:
+    """What :func:`correct_common` does, where log weights vary more (:func:`weights_tell`).
+
+    Parameters
+    ----------
+    objective : Objective
+    values : sequence of array
+        Of all variables.
+    noise : ndarray, shape (draws, size)
+    log_weights : ndarray, shape (draws,)
+        Of these draws, in nats.
+    rng : Generator
+
+    Returns
+    -------
+    (list of ndarray, Moments) or None
+        The values, and the moments that the noise of the common elements should then have; None
+        if chains do not tell.
+    """
+    moments = moments_by_chains(objective, values, noise, log_weights, rng)
+    front = _front(objective)
+    if moments is None or front is None:
+        return None
+    _, layer = front
+    own = layer.preceded_by(objective.own(values, layer.variables), moments.loc, moments.factor)
+    n = len(moments.loc)
+    left = Moments(np.zeros(n), np.eye(n), moments.se, False, np.zeros((n, n, n)))
+    return _skewed(objective, values, layer, own, moments), left
+
+
+def moments_by_chains(
+    objective: Objective,
+    values: Values,
+    noise: np.ndarray,
+    log_weights: np.ndarray,
+    rng: np.random.Generator,
+) -> Moments | None:
+    """Mean and covariance that the noise of common elements should have, from short chains.
+
+    Parameters
+    ----------
+    objective, values, noise, log_weights, rng
+        As for :func:`correct_by_chains`.
+
+    Returns
+    -------
+    Moments or None
+        None if there are no common elements or very many, if chains do not forget where they
+        began, or if scores are those of some of the data.
+    """
+    places, target = common_places(objective), objective.target
+    inside = np.isfinite(log_weights)
+    if not 0 < len(places) <= MOST or target.minibatches or inside.sum() < N_CHAINS:
+        return None
+
+    def weigh(noise):
+        _, log_p, log_q, gap = objective.weigh_and_score(values, noise)
+        return log_ratio(log_p, log_q), gap
+
+    start = noise[inside][_worth_a_chain(log_weights[inside], rng)]
+    begun, moments = start[:, places], None
+    kept: list[np.ndarray] = []
+    for now in islice(chains(weigh, start, rng), BURN_IN, MAX_TRANSITIONS):
+        common = now[:, places].astype(float)
+        if kept or _correlation(begun, common) < FORGOTTEN:
+            kept.append(common)
+        if len(kept) > 1:
+            moments = moments_of_draws(np.concatenate(kept))
+            if moments.se < SE_OF_CHAINS:
+                break
+    return moments
+
+
+def _worth_a_chain(log_weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draws where chains begin: by their weights, as far as these leave many of them."""
+    smoothed = smooth(log_weights)
+    while smoothed.ess < N_CHAINS / 2:
+        log_weights = log_weights / 2
+        smoothed = smooth(log_weights)
+    return resample(smoothed.log_weights, N_CHAINS, rng)
+
+
+def _correlation(begun: np.ndarray, now: np.ndarray) -> float:
+    """The largest of any common element."""
+    pairs = zip(begun.T, now.T, strict=True)
+    return max(abs(np.corrcoef(*pair)[0, 1]) for pair in pairs)
 
 
 def _moments(
@@ -118,14 +206,18 @@ def _moments(
     rng: np.random.Generator,
     precision: float,
     places: np.ndarray,
-) -> "Moments | None":
+    known: Sequence[np.ndarray],
+) -> Moments | None:
     """Those of the common elements, from as many draws as it takes."""
     n_draws = objective.target.affordable(N_DRAWS)
     drawn: list[tuple[np.ndarray, ...]] = []
     for _ in range(MAX_BATCHES):
-        noise = rng.normal(size=(n_draws, objective.size)).astype(pytensor.config.floatX)
-        _, log_p, log_q, gap = objective.weigh_and_score(values, noise)
-        log_weights = log_ratio(log_p, log_q)
+        if known and not drawn:
+            noise, log_weights, gap = known
+        else:
+            noise = rng.normal(size=(n_draws, objective.size)).astype(pytensor.config.floatX)
+            _, log_p, log_q, gap = objective.weigh_and_score(values, noise)
+            log_weights = log_ratio(log_p, log_q)
         drawn.append((noise[:, places], log_weights, gap[:, places]))
         moments = moments_of_common(*map(np.concatenate, zip(*drawn, strict=True)))
         if moments is None or moments.is_capped:
@@ -134,123 +226,6 @@ def _moments(
         elif moments.se < precision:
             break
     return moments
-
-
-class Moments(NamedTuple):
-    """Of noise as it should be.
-
-    Attributes
-    ----------
-    loc : ndarray, shape (common,)
-    factor : ndarray, shape (common, common)
-        Lower Cholesky factor of the covariance.
-    se : float
-        Largest standard error of the means.
-    is_capped : bool
-        Whether they are as far from the noise as it is as is trusted, and might be further.
-    third : ndarray, shape (common, common, common)
-        Cumulants of third order, zero where they are lost in their standard errors.
-    """
-
-    loc: np.ndarray
-    factor: np.ndarray
-    se: float
-    is_capped: bool
-    third: np.ndarray
-
-
-def moments_of_common(
-    noise: np.ndarray, log_weights: np.ndarray, gap: np.ndarray
-) -> Moments | None:
-    """Mean and covariance that the noise of common elements should have.
-
-    Parameters
-    ----------
-    noise : ndarray, shape (draws, common)
-    log_weights : ndarray, shape (draws,)
-        In nats.
-    gap : ndarray, shape (draws, common)
-
-    Returns
-    -------
-    Moments or None
-        As far as corrections may go; None if the log weights do not tell.
-    """
-    if not (np.isfinite(log_weights).all() and np.isfinite(gap).all()):
-        return None
-    found = _estimate(noise, log_weights, gap)
-    if found is None:
-        return None
-    # by jackknife, as the few draws of the largest weights decide most
-    without, place = [], np.arange(len(noise)) % N_GROUPS
-    for group in range(N_GROUPS):
-        others = place != group
-        of_others = _estimate(noise[others], log_weights[others], gap[others])
-        if of_others is None:
-            return None
-        without.append(of_others)
-    se, se_of_third = (
-        np.sqrt(N_GROUPS - 1) * np.std([getattr(one, name) for one in without], axis=0)
-        for name in ("loc", "third")
-    )
-    third = np.where(np.abs(found.third) > N_SE_OF_THIRD * se_of_third, found.third, 0.0)
-    return found._replace(se=float(se.max()), third=third)
-
-
-def _estimate(noise: np.ndarray, log_weights: np.ndarray, gap: np.ndarray) -> Moments | None:
-    """The moments, without a standard error."""
-    n, size = noise.shape
-    noise = np.clip(noise.astype(float), -FARTHEST, FARTHEST)
-    first, second = np.triu_indices(size)
-    squares = np.column_stack([np.ones(n), noise, noise[:, first] * noise[:, second]])
-    if len(squares.T) > MOST_COLUMNS * n:
-        return None
-    fit = _LeastSquares(squares)
-    _, rest = fit.bounded(log_weights.astype(float)[:, None])
-    variance, skewness = rest.var(), (rest**3).mean()
-    if variance > MAX_VARIANCE or abs(skewness) > MAX_SKEWNESS * max(variance, TINY) ** 1.5:
-        return None
-    slopes, of_gap = fit.bounded(gap.astype(float))
-    excess = rest**2 - squares @ fit(rest**2)
-    slopes = slopes + fit(of_gap * (rest + excess / 2))
-    squared = np.zeros((size, size, size))
-    squared[first, second] = squared[second, first] = slopes[1 + size :] / 2
-    squared[np.diag_indices(size)] *= 2
-    return _best_normal(slopes[0], slopes[1 : 1 + size], squared)
-
-
-def _best_normal(constant: np.ndarray, linear: np.ndarray, squared: np.ndarray) -> Moments:
-    """Mean and Cholesky factor of the normal nearest to the density of corrected noise.
-
-    The derivative of the log of what corrects it is, in element j, ``constant[j] + z @
-    linear[:, j] + z @ squared[..., j] @ z``. Under that normal it is the noise, on average, and
-    its slope, on average, what the precision lacks to one.
-
-    It is no further from the noise as it is than is trusted. The cumulants of third order are
-    those that the third derivatives make to first order.
-    """
-    one = np.eye(len(constant))
-    mean = np.zeros(len(constant))
-    for _ in range(ROUNDS):
-        slope = linear + 2 * np.einsum("ikj,k->ij", squared, mean)
-        precisions, axes = np.linalg.eigh(one - (slope + slope.T) / 2)
-        is_capped = precisions.min() < 1 / MAX_FACTOR or precisions.max() > MAX_FACTOR
-        precisions = np.clip(precisions, 1 / MAX_FACTOR, MAX_FACTOR)
-        covariance = (axes / precisions) @ axes.T
-        squares = covariance + np.outer(mean, mean)
-        derivative = constant + mean @ linear + np.einsum("ikj,ik->j", squared, squares)
-        mean = mean + covariance @ (derivative - mean)
-        is_capped = bool(is_capped or np.abs(mean).max() > MAX_WAY)
-        mean = np.clip(mean, -MAX_WAY, MAX_WAY)
-    # the slopes of one element need not be those of the others, as estimates are
-    turned = [squared.transpose(order) for order in ((0, 1, 2), (1, 2, 0), (2, 0, 1))]
-    third = _through(covariance, 2 * np.mean(turned, axis=0))
-    return Moments(mean, np.linalg.cholesky(covariance), 0.0, is_capped, third)
-
-
-def _through(matrix: np.ndarray, cumulants: np.ndarray) -> np.ndarray:
-    """Cumulants of third order of what a matrix makes of its input."""
-    return np.einsum("ai,bj,ck,ijk->abc", matrix, matrix, matrix, cumulants, optimize=True)
 
 
 def _skewed(
@@ -268,7 +243,7 @@ def _skewed(
     spline, rows = splines
     (log_slopes,) = objective.own(values, spline.variables)
     *_, loc, factor = own
-    third = _through(factor @ np.linalg.inv(moments.factor), moments.third)
+    third = through(factor @ np.linalg.inv(moments.factor), moments.third)
     sd = np.linalg.norm(factor, axis=1)
     each = np.arange(len(sd))
     skewness = third[each, each, each] / sd**3
@@ -309,24 +284,3 @@ def _splines(objective: Objective) -> tuple[Spline, np.ndarray] | None:
             rows = order[np.searchsorted(second.positions, places, sorter=order)]
             return splines, rows
     return None
-
-
-class _LeastSquares:
-    """Least squares on the same columns, again and again."""
-
-    def __init__(self, columns: np.ndarray):
-        self.columns = columns
-        self._axes, self._root = np.linalg.qr(columns)
-
-    def __call__(self, y: np.ndarray) -> np.ndarray:
-        return solve_triangular(self._root, self._axes.T @ y)
-
-    def bounded(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Coefficients and residuals, where single draws have a bounded share."""
-        for _ in range(2):
-            found = self(y)
-            rest = y - self.columns @ found
-            most = FARTHEST * rest.std(axis=0)
-            rest = np.clip(rest, -most, most)
-            y = self.columns @ found + rest
-        return found, rest

@@ -23,7 +23,7 @@ from pymc_emf.variational.doubt import (
     scores_in_doubt,
 )
 from pymc_emf.variational.importance import smooth
-from pymc_emf.variational.marginal import MAX_VARIANCE, PRECISIONS, common_places, correct_common
+from pymc_emf.variational.marginal import PRECISIONS, common_places, correct_common
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.options import FitOptions
 from pymc_emf.variational.prepare import Prepared
@@ -46,8 +46,9 @@ FAIR_TAIL, CLEARLY_ENOUGH = 0.6, 0.8
 #: What weights may correct yet of the means, standard deviations and skewness of common elements.
 #: The last tells of a long tail before draws from there do.
 LITTLE = np.array([0.03, 0.03, 0.25])
-#: Draws whose scores are asked, of many elements.
-N_SCORED_DRAWS = 200
+#: Draws whose scores are asked, of many elements, and the variance of their log weights, in nats
+#: squared, up to which the common ones are corrected in the place of steps.
+N_SCORED_DRAWS, MAX_VARIANCE = 200, 4.0
 
 
 def begin_run(

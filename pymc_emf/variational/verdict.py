@@ -16,7 +16,8 @@ from pymc_emf.variational.importance import (
     missed_evidence,
     smooth,
 )
-from pymc_emf.variational.marginal import common_places, moments_of_common
+from pymc_emf.variational.marginal import common_places, moments_by_chains
+from pymc_emf.variational.moments import Moments, moments_of_common, weights_tell
 from pymc_emf.variational.objective import Objective, Values
 
 __all__ = ["ENOUGH", "MANY_ELEMENTS", "N_FRESH_DRAWS", "Drawn", "Verdict", "draw", "judge"]
@@ -56,6 +57,14 @@ class Drawn(NamedTuple):
     values: np.ndarray
     log_weights: np.ndarray
     gap: np.ndarray | None = None
+
+    @property
+    def scored(self) -> tuple[np.ndarray, ...]:
+        """Noise, log weights and gaps of those whose scores are known, if any are."""
+        if self.gap is None:
+            return ()
+        n = len(self.gap)
+        return self.noise[:n], self.log_weights[:n], self.gap
 
 
 def draw(objective: Objective, values: Values, noise: np.ndarray) -> Drawn:
@@ -243,6 +252,7 @@ def judge(
     rng: np.random.Generator,
     gain: float = 0.0,
     other_start: str = "pass a start=",
+    of_common: Moments | None = None,
 ) -> Verdict:
     """Ask the importance weights of some draws, and draws from the prior, of an approximation.
 
@@ -255,6 +265,9 @@ def judge(
     gain : float
         Nats by which the ELBO still rose at the end of the fit.
     other_start : str
+    of_common : Moments, optional
+        That the noise of the common elements should have, if that is known; by default it is
+        asked where there are many elements.
     """
     n = len(drawn.log_weights)
     n_prior = objective.target.affordable(min(n, N_PRIOR_DRAWS))
@@ -268,7 +281,7 @@ def judge(
     missed = missed_evidence(smoothed, objective.prior_log_weights(values, prior_noise))
     many = objective.size > MANY_ELEMENTS
     if many:
-        doubt = element_in_doubt(objective, values, drawn)
+        doubt = element_in_doubt(objective, values, drawn, rng, of_common)
     else:
         doubt = moments_in_doubt(drawn.values[inside], np.exp(smoothed.log_weights))
     elbo, outside = estimate_elbo(drawn.log_weights), n - n_inside
@@ -291,19 +304,34 @@ def judge(
     )
 
 
-def element_in_doubt(objective: Objective, values: Values, drawn: Drawn) -> tuple[int, str] | None:
-    """Tell which of many elements is most off, and how: by scores, of the common ones by weights.
+def element_in_doubt(
+    objective: Objective,
+    values: Values,
+    drawn: Drawn,
+    rng: np.random.Generator,
+    moments: Moments | None = None,
+) -> tuple[int, str] | None:
+    """Tell which of many elements is most off, and how.
+
+    By scores, and of the common ones by weights or, if those do not tell, by chains.
 
     Parameters
     ----------
     objective : Objective
     values : sequence of array
     drawn : Drawn
+    rng : Generator
+    moments : Moments, optional
+        As for :func:`judge`.
     """
-    gap, places, moments = drawn.gap, common_places(objective), None
+    gap, places = drawn.gap, common_places(objective)
     if gap is None:
         gap = objective.score_gap(values, drawn.noise[:N_SCORED_DRAWS])
-    if len(places):
+    who = "short chains"
+    if moments is None and not weights_tell(drawn.log_weights):
+        moments = moments_by_chains(objective, values, drawn.noise, drawn.log_weights, rng)
+    if moments is None and len(places):
+        who = "scores and weights"
         noise, log_weights = drawn.noise[: len(gap), places], drawn.log_weights[: len(gap)]
         moments = moments_of_common(noise, log_weights, gap[:, places])
     if moments is None:
@@ -312,7 +340,7 @@ def element_in_doubt(objective: Objective, values: Values, drawn: Drawn) -> tupl
     others[:, places] = 0.0
     found = scores_in_doubt(others)
     if found is None:
-        found = correction_in_doubt(moments)
+        found = correction_in_doubt(moments, who)
         found = None if found is None else (int(places[found[0]]), found[1])
     return found
 
