@@ -210,6 +210,37 @@ def test_a_correction_in_doubt_is_made_again(approx, rng, monkeypatch):
     assert asked[1:] == list(check.PRECISIONS)
 
 
+def test_moments_of_draws_are_as_far_off_as_chance_does_not_explain(rng):
+    noise = rng.normal(size=(1000, 20))
+    found = moments.moments_of_draws(noise)
+    assert np.abs(found.loc).max() < 0.5 * np.abs(noise.mean(axis=0)).max()
+    off = np.abs(np.cov(noise.T) - np.eye(20)).max()
+    assert np.abs(found.factor @ found.factor.T - np.eye(20)).max() < 0.5 * off
+    assert (found.third == 0).mean() > 0.9
+
+    z = rng.normal(size=(20_000, 2))
+    root = np.array([[1.5, 0.0], [0.4, 0.8]])
+    found = moments.moments_of_draws(0.7 + z @ root.T)
+    np.testing.assert_allclose(found.loc, 0.7, atol=0.04)
+    np.testing.assert_allclose(found.factor, root, atol=0.03)
+    assert found.se == pytest.approx(1.5 / np.sqrt(20_000), rel=0.7)
+    found = moments.moments_of_draws(rng.exponential(size=(20_000, 1)))
+    np.testing.assert_allclose(found.third, 2.0, atol=0.3)
+
+
+@pytest.mark.parametrize(
+    ("shift", "grow", "expected"), [(0.0, 1.0, False), (0.5, 1.0, True), (0.0, 1.5, True)]
+)
+def test_chains_that_still_move(rng, shift, grow, expected):
+    steps = np.linspace(0, 1, 8)
+    each = rng.normal(size=(200, 2))  # chains move slowly
+    states = [
+        t * shift + (1 + t * (grow - 1)) * (0.8 * each + 0.6 * rng.normal(size=(200, 2)))
+        for t in steps
+    ]
+    assert marginal._drifts(states) == expected
+
+
 def spoiled(approx, loc=0.6, factor=0.7):
     """Values of an approximation whose common element is off, in the noise."""
     objective, values = approx.objective, approx.values
@@ -246,8 +277,10 @@ def test_chains_are_asked_where_weights_vary(approx, observed, rng, monkeypatch)
     assert how.startswith("short chains would")
 
 
-def test_chains_that_do_not_forget_do_not_tell(approx, rng, monkeypatch):
-    monkeypatch.setattr(marginal, "FORGOTTEN", 0.0)
+@pytest.mark.parametrize("limit", ["FORGOTTEN", "N_SE_OF_DRIFT", "MAX_SE_OF_CHAINS"])
+def test_chains_that_have_not_arrived_do_not_tell(approx, rng, monkeypatch, limit):
+    monkeypatch.setattr(marginal, "SE_OF_CHAINS", 0.0)  # all transitions
+    monkeypatch.setattr(marginal, limit, 0.0)
     noise = rng.normal(size=(500, approx.objective.size))
     assert moments_by_chains(approx.objective, approx.values, noise, np.zeros(500), rng) is None
 

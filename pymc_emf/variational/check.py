@@ -99,10 +99,11 @@ def check(
             if corrected is not None or drawn is None:
                 values = values if corrected is None else corrected
                 drawn = draw(objective, values, _noise(objective, rng))
-            if not (few or weights_tell(drawn.log_weights)):
+            ask = not (few or weights_tell(drawn.log_weights))
+            if ask:
                 values, drawn, left = _corrected_by_chains(objective, values, drawn, rng)
-            verdict = judge(objective, values, drawn, rng, gain, other_start, left)
-            if corrected is None or left is not None or verdict.doubt is None:
+            verdict = judge(objective, values, drawn, rng, gain, other_start, left, not ask)
+            if corrected is None or ask or verdict.doubt is None:
                 break
     return Checked(values, verdict)
 

@@ -27,6 +27,7 @@ from pymc_emf.variational.moments import (
 from pymc_emf.variational.objective import Objective, Values
 
 __all__ = [
+    "MOST",
     "PRECISIONS",
     "common_places",
     "correct_by_chains",
@@ -43,12 +44,15 @@ N_DRAWS, MAX_BATCHES = 2000, 5
 MOST = 24
 #: Corrections, as one that went as far as it may is followed by another.
 MAX_CORRECTIONS = 3
-#: Chains, a multiple of the groups by which errors are found; transitions that do not count, and
-#: how many there are at most.
-N_CHAINS, BURN_IN, MAX_TRANSITIONS = 20 * N_GROUPS, 5, 20
-#: Correlation with where they began above which chains have not forgotten it, and standard error
-#: of means that is asked of them, in standard deviations.
-FORGOTTEN, SE_OF_CHAINS = 0.25, 0.045
+#: Chains, a multiple of the groups by which errors are found, and transitions at most, of which
+#: the latter half counts, and so many at least.
+N_CHAINS, MAX_TRANSITIONS, MIN_KEPT = 20 * N_GROUPS, 20, 4
+#: Correlation with where they began above which chains have not forgotten it, and standard errors
+#: beyond which they still drift.
+FORGOTTEN, N_SE_OF_DRIFT = 0.25, 3.0
+#: Standard errors of means, in standard deviations: that with which chains may end, and the
+#: largest.
+SE_OF_CHAINS, MAX_SE_OF_CHAINS = 0.05, 0.1
 #: The least and the largest bend of a spline, by which the logarithm of its slope rises in a
 #: standard deviation.
 MIN_BEND, MAX_BEND = 0.01, 0.3
@@ -172,17 +176,29 @@ def moments_by_chains(
         return log_ratio(log_p, log_q), gap
 
     start = noise[inside][_worth_a_chain(log_weights[inside], rng)]
-    begun, moments = start[:, places], None
-    kept: list[np.ndarray] = []
-    for now in islice(chains(weigh, start, rng), BURN_IN, MAX_TRANSITIONS):
-        common = now[:, places].astype(float)
-        if kept or _correlation(begun, common) < FORGOTTEN:
-            kept.append(common)
-        if len(kept) > 1:
-            moments = moments_of_draws(np.concatenate(kept))
-            if moments.se < SE_OF_CHAINS:
-                break
-    return moments
+    begun, states, moments = start[:, places], [], None
+    for now in islice(chains(weigh, start, rng), MAX_TRANSITIONS):
+        states.append(now[:, places].astype(float))
+        kept, moments = states[len(states) // 2 :], None
+        if len(kept) < MIN_KEPT or _correlation(begun, kept[-1]) > FORGOTTEN or _drifts(kept):
+            continue
+        moments = moments_of_draws(np.concatenate(kept))
+        if moments.se < SE_OF_CHAINS:
+            return moments
+    return moments if moments is not None and moments.se < MAX_SE_OF_CHAINS else None
+
+
+def _drifts(states: list[np.ndarray]) -> bool:
+    """Whether a mean or a spread still moves, from one half of the states to the other."""
+    half = len(states) // 2
+    earlier, later = np.array(states[:half]), np.array(states[half:])
+    centre = earlier.mean(axis=(0, 1))
+    for of in (lambda z: z, lambda z: (z - centre) ** 2):
+        moved = of(later).mean(axis=0) - of(earlier).mean(axis=0)  # chain by chain
+        se = moved.std(axis=0) / np.sqrt(len(moved))
+        if (np.abs(moved.mean(axis=0)) > N_SE_OF_DRIFT * se).any():
+            return True
+    return False
 
 
 def _worth_a_chain(log_weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -43,8 +43,9 @@ MAX_FACTOR, MAX_WAY = 4.0, 2.0
 N_GROUPS = 10
 #: Rounds in which mean and covariance settle.
 ROUNDS = 20
-#: Standard errors that a cumulant of third order must exceed.
-N_SE_OF_THIRD = 2.0
+#: Standard errors that a cumulant of third order must exceed, and common elements of more than
+#: which draws tell no skewness.
+N_SE_OF_THIRD, MOST_SKEWED = 2.0, 24
 
 
 class Moments(NamedTuple):
@@ -104,7 +105,11 @@ def weights_tell(log_weights: np.ndarray) -> bool:
 
 
 def moments_of_draws(noise: np.ndarray) -> Moments:
-    """Moments of draws themselves, from the posterior.
+    """Moments of draws from the posterior, as far as they differ from those of standard noise.
+
+    They are drawn back to these by as much as chance moves them, the mean as by James and Stein
+    and the covariance as by Ledoit and Wolf ("A well-conditioned estimator for large-dimensional
+    covariance matrices", 2004).
 
     Parameters
     ----------
@@ -113,7 +118,18 @@ def moments_of_draws(noise: np.ndarray) -> Moments:
     """
     found = _with_errors(_of_draws, noise)
     assert found is not None
-    return found
+    covariance, one = _covariance(noise), np.eye(noise.shape[1])
+    by_chance = _jackknife([_covariance(noise[some]) for some in _without_groups(len(noise))])
+    kept = _kept(covariance - one, by_chance)
+    factor = np.linalg.cholesky(one + kept * (covariance - one))
+    loc = found.loc * _kept(found.loc, np.full(len(found.loc), found.se))
+    return found._replace(loc=loc, factor=factor)
+
+
+def _kept(off: np.ndarray, se: np.ndarray) -> float:
+    """Share of differences that is not due to chance."""
+    total = (off**2).sum()
+    return float(max(0.0, 1 - (se**2).sum() / total)) if total > 0 else 0.0
 
 
 def _with_errors(estimate: Callable[..., Moments | None], *draws: np.ndarray) -> Moments | None:
@@ -124,25 +140,42 @@ def _with_errors(estimate: Callable[..., Moments | None], *draws: np.ndarray) ->
     found = estimate(*draws)
     if found is None:
         return None
-    without, place = [], np.arange(len(draws[0])) % N_GROUPS
-    for group in range(N_GROUPS):
-        of_others = estimate(*(array[place != group] for array in draws))
+    without = []
+    for others in _without_groups(len(draws[0])):
+        of_others = estimate(*(array[others] for array in draws))
         if of_others is None:
             return None
         without.append(of_others)
     se, se_of_third = (
-        np.sqrt(N_GROUPS - 1) * np.std([getattr(one, name) for one in without], axis=0)
-        for name in ("loc", "third")
+        _jackknife([getattr(one, name) for one in without]) for name in ("loc", "third")
     )
     third = np.where(np.abs(found.third) > N_SE_OF_THIRD * se_of_third, found.third, 0.0)
     return found._replace(se=float(se.max()), third=third)
 
 
+def _without_groups(n: int) -> list[np.ndarray]:
+    """Which draws are left, for each group that is left out."""
+    place = np.arange(n) % N_GROUPS
+    return [place != group for group in range(N_GROUPS)]
+
+
+def _jackknife(without: list[np.ndarray]) -> np.ndarray:
+    """Standard error of an estimate, from those without each of the groups."""
+    return np.sqrt(len(without) - 1) * np.std(without, axis=0)
+
+
+def _covariance(noise: np.ndarray) -> np.ndarray:
+    return np.cov(noise, rowvar=False, bias=True).reshape(noise.shape[1], -1)
+
+
 def _of_draws(noise: np.ndarray) -> Moments:
-    off = noise - noise.mean(axis=0)
-    covariance = off.T @ off / len(off)
-    third = np.einsum("na,nb,nc->abc", off, off, off, optimize=True) / len(off)
-    return Moments(noise.mean(axis=0), np.linalg.cholesky(covariance), 0.0, False, third)
+    mean, size = noise.mean(axis=0), noise.shape[1]
+    third = np.zeros((size, size, size))
+    if size <= MOST_SKEWED:
+        off = noise - mean
+        third = np.einsum("na,nb,nc->abc", off, off, off, optimize=True) / len(off)
+    factor = np.linalg.cholesky(_covariance(noise))
+    return Moments(mean, factor, 0.0, False, third)
 
 
 def _estimate(noise: np.ndarray, log_weights: np.ndarray, gap: np.ndarray) -> Moments | None:

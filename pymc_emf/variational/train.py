@@ -23,7 +23,7 @@ from pymc_emf.variational.doubt import (
     scores_in_doubt,
 )
 from pymc_emf.variational.importance import smooth
-from pymc_emf.variational.marginal import PRECISIONS, common_places, correct_common
+from pymc_emf.variational.marginal import MOST, PRECISIONS, common_places, correct_common
 from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.options import FitOptions
 from pymc_emf.variational.prepare import Prepared
@@ -46,9 +46,11 @@ FAIR_TAIL, CLEARLY_ENOUGH = 0.6, 0.8
 #: What weights may correct yet of the means, standard deviations and skewness of common elements.
 #: The last tells of a long tail before draws from there do.
 LITTLE = np.array([0.03, 0.03, 0.25])
-#: Draws whose scores are asked, of many elements, and the variance of their log weights, in nats
-#: squared, up to which the common ones are corrected in the place of steps.
-N_SCORED_DRAWS, MAX_VARIANCE = 200, 4.0
+#: Draws whose scores are asked, of many elements.
+N_SCORED_DRAWS = 200
+#: Variance of log weights, in nats squared, up to which common elements are corrected in the place
+#: of steps: by chains, and if there are too many for these.
+MAX_VARIANCE, MAX_VARIANCE_OF_MOST = 16.0, 4.0
 
 
 def begin_run(
@@ -130,7 +132,8 @@ def _scores_agree(
     objective: Objective, started: Started, common: np.ndarray, rng: np.random.Generator
 ) -> bool:
     """Whether no element's scores are in doubt, and the common ones can be corrected."""
-    if len(common) and not started.report.sd**2 < MAX_VARIANCE:
+    most = MAX_VARIANCE if len(common) <= MOST else MAX_VARIANCE_OF_MOST
+    if len(common) and not started.report.sd**2 < most:
         return False
     gap = objective.score_gap(started.values, _noise(objective, N_SCORED_DRAWS, rng))
     gap[:, common] = 0.0

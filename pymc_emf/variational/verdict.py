@@ -253,6 +253,7 @@ def judge(
     gain: float = 0.0,
     other_start: str = "pass a start=",
     of_common: Moments | None = None,
+    may_ask: bool = True,
 ) -> Verdict:
     """Ask the importance weights of some draws, and draws from the prior, of an approximation.
 
@@ -268,6 +269,8 @@ def judge(
     of_common : Moments, optional
         That the noise of the common elements should have, if that is known; by default it is
         asked where there are many elements.
+    may_ask : bool
+        Whether chains may be asked for that.
     """
     n = len(drawn.log_weights)
     n_prior = objective.target.affordable(min(n, N_PRIOR_DRAWS))
@@ -281,7 +284,7 @@ def judge(
     missed = missed_evidence(smoothed, objective.prior_log_weights(values, prior_noise))
     many = objective.size > MANY_ELEMENTS
     if many:
-        doubt = element_in_doubt(objective, values, drawn, rng, of_common)
+        doubt = element_in_doubt(objective, values, drawn, rng, of_common, may_ask)
     else:
         doubt = moments_in_doubt(drawn.values[inside], np.exp(smoothed.log_weights))
     elbo, outside = estimate_elbo(drawn.log_weights), n - n_inside
@@ -309,7 +312,8 @@ def element_in_doubt(
     values: Values,
     drawn: Drawn,
     rng: np.random.Generator,
-    moments: Moments | None = None,
+    moments: Moments | None,
+    may_ask: bool,
 ) -> tuple[int, str] | None:
     """Tell which of many elements is most off, and how.
 
@@ -321,14 +325,14 @@ def element_in_doubt(
     values : sequence of array
     drawn : Drawn
     rng : Generator
-    moments : Moments, optional
-        As for :func:`judge`.
+    moments, may_ask
+        As ``of_common`` and ``may_ask`` for :func:`judge`.
     """
     gap, places = drawn.gap, common_places(objective)
     if gap is None:
         gap = objective.score_gap(values, drawn.noise[:N_SCORED_DRAWS])
     who = "short chains"
-    if moments is None and not weights_tell(drawn.log_weights):
+    if moments is None and may_ask and not weights_tell(drawn.log_weights):
         moments = moments_by_chains(objective, values, drawn.noise, drawn.log_weights, rng)
     if moments is None and len(places):
         who = "scores and weights"
