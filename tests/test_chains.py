@@ -58,8 +58,20 @@ def test_no_chain_goes_where_there_is_no_density(beside):
     rng = np.random.default_rng(2)
     start = rng.normal(size=(4000, 3))
     start[:, 0] = -np.abs(start[:, 0])
-    with np.errstate(invalid="ignore"):
-        *_, last = islice(chains(weigh, start, rng), 12)
+    *_, last = islice(chains(weigh, start, rng), 12)
     assert (last[:, 0] < 0.5).all()
     expected = -np.exp(-(0.5**2) / 2) / np.sqrt(2 * np.pi) / 0.6915  # of the truncated normal
     assert last[:, 0].mean() == pytest.approx(expected, abs=0.04)
+
+
+def test_a_posterior_that_is_far_from_normal_costs_no_more():
+    rng = np.random.default_rng(3)
+    asked = []
+
+    def weigh(z):
+        asked.append(len(z))
+        return -(1e8 * z**4).sum(axis=1), -4e8 * z**3
+
+    *_, last = islice(chains(weigh, rng.normal(size=(20, 30)), rng), 20)
+    assert np.isfinite(last).all()
+    assert len(asked) < 20 * 13

@@ -19,8 +19,9 @@ __all__ = ["WeightFn", "chains"]
 type WeightFn = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 #: Mean angle of transitions, by which draws of a standard normal forget where they began, and how
-#: far angles differ from it, as a posterior that is narrower has periods of its own; first step.
-ANGLE, SPREAD, STEP = np.pi / 2, 0.5, np.pi / 6
+#: far angles differ from it, as a posterior that is narrower has periods of its own; first step,
+#: and the shortest, for which a posterior is too far from normal.
+ANGLE, SPREAD, STEP, MIN_STEP = np.pi / 2, 0.5, np.pi / 6, np.pi / 16
 #: Rate at which transitions are to be accepted, and how fast steps adapt to that.
 ACCEPTED, ADAPTATION = 0.9, 0.8
 
@@ -47,20 +48,21 @@ def chains(weigh: WeightFn, noise: np.ndarray, rng: np.random.Generator) -> Iter
         momentum = rng.normal(size=noise.shape)
         angle = ANGLE * (1 + SPREAD * rng.uniform(-1, 1))
         n_steps = int(np.ceil(angle / step))
-        there, moved, of_there, pull_there = _move(
-            weigh, noise, momentum, pull, angle / n_steps, n_steps
-        )
-        energy, energy_there = (
-            (x**2 + p**2).sum(axis=1) / 2 - w
-            for x, p, w in ((noise, momentum, log_weight), (there, moved, of_there))
-        )
-        gain = np.where(np.isfinite(energy_there), energy - energy_there, -np.inf)
+        with np.errstate(over="ignore", invalid="ignore"):
+            there, moved, of_there, pull_there = _move(
+                weigh, noise, momentum, pull, angle / n_steps, n_steps
+            )
+            energy, energy_there = (
+                (x**2 + p**2).sum(axis=1) / 2 - w
+                for x, p, w in ((noise, momentum, log_weight), (there, moved, of_there))
+            )
+            gain = np.where(np.isfinite(energy_there), energy - energy_there, -np.inf)
         probability = np.exp(np.minimum(gain, 0.0))
         accepted = rng.uniform(size=len(noise)) < probability
         noise = np.where(accepted[:, None], there, noise)
         pull = np.where(accepted[:, None], pull_there, pull)
         log_weight = np.where(accepted, of_there, log_weight)
-        step *= float(np.exp(ADAPTATION * (probability.mean() - ACCEPTED)))
+        step = max(MIN_STEP, step * np.exp(ADAPTATION * (probability.mean() - ACCEPTED)))
         yield noise
 
 

@@ -164,7 +164,7 @@ def moments_by_chains(
     -------
     Moments or None
         None if there are no common elements or very many, if chains do not forget where they
-        began, or if scores are those of some of the data.
+        began or still drift at their end, or if scores are those of some of the data.
     """
     places, target = common_places(objective), objective.target
     inside = np.isfinite(log_weights)
@@ -172,6 +172,7 @@ def moments_by_chains(
         return None
 
     def weigh(noise):
+        noise = noise.astype(pytensor.config.floatX)
         _, log_p, log_q, gap = objective.weigh_and_score(values, noise)
         return log_ratio(log_p, log_q), gap
 
