@@ -41,6 +41,8 @@ N_TEST, MAX_NUMBERS, KEPT_DRAWS = 20_000, 5_000_000, 1000
 N_COMPONENTS = 100
 #: Knots of splines, in two dimensions and in more, and their width: what a processor can train.
 N_KNOTS, N_KNOTS_OF_MANY, SPLINE_WIDTH = 41, 9, 128
+#: Layers of the deep architectures, the paper's MAF-L among them.
+DEEP = 3
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,16 @@ def _maf(data: Data, settings: Settings, n: int = 2, **options: Any) -> list[emf
 def _splines(data: Data, settings: Settings) -> list[emf.Bijection]:
     """The same with splines, which the paper does not have."""
     hidden = [min(width, SPLINE_WIDTH) for width in settings.hidden]
-    return _maf(data, settings, hidden=hidden, knots=N_KNOTS if data.size == 2 else N_KNOTS_OF_MANY)
+    return _maf(data, settings, hidden=hidden, knots=_n_knots(data))
+
+
+def _deep_splines(data: Data, settings: Settings) -> list[emf.Bijection]:
+    """As deep as MAF-L, and as wide."""
+    return _maf(data, settings, DEEP, knots=_n_knots(data))
+
+
+def _n_knots(data: Data) -> int:
+    return N_KNOTS if data.size == 2 else N_KNOTS_OF_MANY
 
 
 def _structure(data: Data, name: str, gate: Any = None) -> emf.Bijection:
@@ -123,30 +134,35 @@ def _emf_m(data: Data, settings: Settings) -> list[emf.Bijection]:
 
 #: For each table, from data and settings to layers. "T" is a structured layer on top, "M" one
 #: in the middle, "G" a gated one; (c) is continuity and (s) smoothness. MAF-L has three layers,
-#: B-MAF continuity beneath the flow. NSF, a neural spline flow, is not of the paper.
+#: B-MAF continuity beneath the flow. Not of the paper are NSF, a neural spline flow, and what is
+#: deep (L) and has a model on top.
 ARCHITECTURES: dict[int, dict[str, Callable[[Data, Settings], list[emf.Bijection]]]] = {
     1: {
         "EMF-T": lambda data, s: [*_maf(data, s), _mixture(data, 4.0, 1.0)],
         "EMF-M": _emf_m,
         "MAF": _maf,
-        "MAF-L": partial(_maf, n=3),
+        "MAF-L": partial(_maf, n=DEEP),
         "NSF": _splines,
     },
     2: {
         "GEMF-T": _on_top("hierarchy"),
         "GEMF-M": _in_the_middle("hierarchy"),
         "MAF": _maf,
-        "MAF-L": partial(_maf, n=3),
+        "MAF-L": partial(_maf, n=DEEP),
+        "GEMF-L": _on_top("hierarchy", partial(_maf, n=DEEP)),
         "GNSF-T": _on_top("hierarchy", _splines),
+        "GNSF-L": _on_top("hierarchy", _deep_splines),
     },
     3: {
         "GEMF-T(c)": _on_top("continuity"),
         "GEMF-T(s)": _on_top("smoothness"),
         "GEMF-M(c)": _in_the_middle("continuity"),
         "MAF": _maf,
-        "MAF-L": partial(_maf, n=3),
+        "MAF-L": partial(_maf, n=DEEP),
         "B-MAF": lambda data, s: [_structure(data, "continuity"), *_maf(data, s)],
+        "GEMF-L(c)": _on_top("continuity", partial(_maf, n=DEEP)),
         "GNSF-T(c)": _on_top("continuity", _splines),
+        "GNSF-L(c)": _on_top("continuity", _deep_splines),
     },
 }
 
@@ -272,6 +288,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--runs", type=int, help="seeds (5, or 1 with --quick)")
     parser.add_argument("--steps", type=int, help="of every fit")
+    parser.add_argument("--rate", type=float, help="peak of Adam's cosine schedule, of every fit")
     parser.add_argument("--quick", action="store_true", help="narrow networks, few steps")
     parser.add_argument("--standard", action="store_true", help="narrower networks, fewer steps")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes")
@@ -284,7 +301,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = QUICK if args.quick else STANDARD if args.standard else PAPER
     if args.steps is not None:
         steps = dict.fromkeys(settings.steps, args.steps)
-        settings = replace(settings, name=f"{settings.name}-{args.steps}", steps=steps)
+        settings = replace(settings, name=f"{settings.name}-{args.steps}-steps", steps=steps)
+    if args.rate is not None:
+        settings = replace(settings, name=f"{settings.name}-rate-{args.rate:g}", rate=args.rate)
     folder = args.out / settings.name
     tasks = [
         Task(name, method, i, settings.steps[data.table])

@@ -24,6 +24,8 @@ from case_studies.figures import STYLE
 
 #: Okabe and Ito's colours, which the colour-blind can tell apart.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+#: Of those that come round to a colour once more.
+LINES = ["-", "--"]
 N_SERIES, N_DIGITS_SHOWN = 40, 8
 
 
@@ -87,15 +89,17 @@ def plot_digits(folder: Path) -> Figure:
     data, kept = DATA["digits"], _kept(folder, "digits")
     true = data.draw(np.random.default_rng(0), 2)
     panels = {"data": true} | {m: k["draws"] for m, k in kept.items()}
-    figure, axes = _grid(2 * len(panels), N_DIGITS_SHOWN, width=0.75, height=0.75)
-    for i, (title, rows) in enumerate(panels.items()):
+    n = len(panels)
+    figure = Figure(figsize=(0.75 * N_DIGITS_SHOWN, 1.75 * n), layout="constrained")
+    for part, (title, rows) in zip(
+        figure.subfigures(n, squeeze=False).flat, panels.items(), strict=True
+    ):
         images = np.exp(rows[:2].reshape(2, *data.shape)).reshape(2, -1, 8, 8)  # of logs
-        for row, sets in zip(axes[2 * i : 2 * i + 2], images, strict=True):
+        for row, sets in zip(part.subplots(2, N_DIGITS_SHOWN), images, strict=True):
             for ax, image in zip(row, sets, strict=False):
                 ax.imshow(image, cmap="gray", vmin=0, vmax=1)
                 ax.set(xticks=[], yticks=[])
-        label = f"{title}: a mean and its members"
-        axes[2 * i, 0].set_title(label, fontsize=8, loc="left")
+        part.suptitle(f"{title}: a mean and its members", fontsize=8, x=0.01, ha="left")
     return figure
 
 
@@ -105,13 +109,15 @@ def plot_losses(folder: Path, names: Sequence[str]) -> Figure:
     figure, axes = _grid(-(-len(names) // n_columns), n_columns, width=2.9, height=2.3)
     for ax, name in zip(axes.flat, names, strict=False):
         lowest, highest = [], []
-        for colour, method in zip(PALETTE, ARCHITECTURES[DATA[name].table], strict=False):
+        for i, method in enumerate(ARCHITECTURES[DATA[name].table]):
             path = folder / name / f"{method}-0.json"
             if not path.exists():
                 continue
             losses = json.loads(path.read_text(encoding="utf-8")).get("losses", [])
             means = [part.mean() for part in np.array_split(losses, 50)]
-            ax.plot((np.arange(50) + 0.5) / 50, means, color=colour, lw=1.3, label=method)
+            more, i = divmod(i, len(PALETTE))
+            style = {"color": PALETTE[i], "ls": LINES[more]}
+            ax.plot((np.arange(50) + 0.5) / 50, means, lw=1.3, label=method, **style)
             lowest.append(means[-1])
             highest.append(np.quantile(means, 0.8))  # spikes may leave the panel
         floor = DATA[name].entropy
@@ -140,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"{args.folder} has no results; run python -m case_studies.density first")
     with rc_context(STYLE):
         fitted = [name for name in DATA if any((args.folder / name).glob("*-0.json"))]
-        figures = {"losses": plot_losses(args.folder, fitted)}
+        figures = {"losses": plot_losses(args.folder, fitted)} if fitted else {}
         for title, table, plot in (("densities", 1, plot_densities), ("series", 3, plot_series)):
             names = [name for name in there if DATA[name].table == table]
             if names:

@@ -54,7 +54,7 @@ def kept() -> list[dict[str, Any]]:
 def found() -> Iterator[dict[str, Any]]:
     """Records under ``results``, without their losses."""
     for kind, folder in FOLDERS.items():
-        for path in sorted(folder.glob(f"{STANDARD.name}/*/*.json")):
+        for path in sorted(folder.glob(f"{STANDARD.name}*/*/*.json")):
             record = json.loads(path.read_text(encoding="utf-8"))
             record.pop("losses", None)
             yield {"kind": kind, **record}
@@ -107,7 +107,9 @@ class Tables:
         self.paper = read_paper()
         self.records: dict[tuple, list[dict[str, Any]]] = {}
         for record in records:
-            key = (record["kind"], record["problem"], record["method"])
+            other = record["settings"].removeprefix(STANDARD.name).removeprefix("-")
+            method = f"{record['method']}, {other.replace('-', ' ')}" if other else record["method"]
+            key = (record["kind"], record["problem"], method)
             self.records.setdefault(key, []).append(record)
 
     def _values(self, kind: str, problem: str, method: str, column: str) -> np.ndarray:
@@ -158,9 +160,10 @@ class Tables:
         problems = self.problems([table])
         methods = dict.fromkeys(m for p in problems for m in self.paper[table]["rows"][p])
         beyond = (m for kind, p, m in self.records if kind == "density" and p in problems)
-        methods |= dict.fromkeys(beyond)  # these come last
+        methods |= dict.fromkeys(beyond)  # these come last, other settings beside the usual ones
+        bases = list(dict.fromkeys(m.partition(", ")[0] for m in methods))
         lines = _head(["", *(f"{p}, {who}" for p in problems for who in ("ours", "paper"))])
-        for method in methods:
+        for method in sorted(methods, key=lambda m: (bases.index(m.partition(", ")[0]), m)):
             cells = [
                 text
                 for p in problems

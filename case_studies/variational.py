@@ -216,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.steps is not None and args.steps != settings.steps:
         settings = replace(
             settings,
-            name=f"{settings.name}-{args.steps}",
+            name=f"{settings.name}-{args.steps}-steps",
             steps=args.steps,
             steps_of_default=min(args.steps, settings.steps_of_default),
         )

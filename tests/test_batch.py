@@ -11,7 +11,7 @@ import pytest
 from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 
-from pymc_emf.engine.batch import batch_jax
+from pymc_emf.engine.batch import batch_jax, share
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.engine.threads import side_by_side
 
@@ -23,6 +23,16 @@ def test_batches_side_by_side_are_in_order(n):
     scaled, sums = many([np.array(2.0)], events)
     np.testing.assert_array_equal(scaled, 2 * events)
     np.testing.assert_array_equal(sums, events.sum(axis=1))
+
+
+@pytest.mark.parametrize(
+    ("n_events", "n_cores", "expected"),
+    [(0, 2, 8), (9, 1, 16), (200, 2, 104), (512, 2, 256), (1000, 4, 256), (4000, 2, 504)],
+)
+def test_cores_get_as_many(n_events, n_cores, expected):
+    """In whole blocks, and in as few calls of the compiled size as that allows."""
+    assert share(n_events, 512, 8, n_cores) == expected
+    assert share(n_events, 512, 512, n_cores) == 512  # of which none can be left out
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 9])

@@ -156,7 +156,7 @@ def test_a_campaign(tmp_path, capsys):
     arguments = ["--quick", "--steps", "100", "--out", str(tmp_path), "--data", "8 gaussians"]
     density.main([*arguments, "--methods", "MAF"])
     assert "entropy" in capsys.readouterr().out
-    folder = tmp_path / "quick-100"
+    folder = tmp_path / "quick-100-steps"
     (fitted,) = folder.glob("8 gaussians/*.json")
     record = json.loads(fitted.read_text(encoding="utf-8"))
     assert record["neg_log_density"] > 2.8

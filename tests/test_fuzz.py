@@ -48,6 +48,10 @@ NOT_OURS = (
 #: As it was written, PyTensor cannot run the density of CAR, and that of Beta is rough near one.
 BY_PYTHON = Mode(linker="py", optimizer="fast_run")
 
+#: Changes of a point that are of the size of rounding: what a log density changes with them is
+#: known of it no better.
+ULPS = np.array([-8, -4, -2, -1, 0, 1, 2, 4, 8]) * np.finfo(float).eps
+
 PACKAGE = str(Path(emf.__file__).parent)
 
 
@@ -109,13 +113,17 @@ def check(case: Case, said: Said) -> str:
     )
     values = [v.name for v in case.model.value_vars]
     for draw in sorted({*range(0, 100, 4), *np.flatnonzero(~np.isfinite(log_p))}):
-        found = densities({name: posterior[name][draw] for name in values})
+        point = {name: posterior[name][draw] for name in values}
+        found = densities(point)
         for rv, density in zip(case.model.free_RVs, found[:n_free], strict=True):
             assert np.isfinite(density).all(), f"{rv.name} is outside its support: {draw}"
         total = sum(float(np.sum(density)) for density in found)
         if np.isfinite(log_p[draw]):
-            # PyMC's formulas cancel in places, such as far below where a normal is truncated
-            np.testing.assert_allclose(log_p[draw], total, rtol=1e-3, err_msg=f"{found}")
+            if not np.isclose(log_p[draw], total, rtol=1e-3, atol=0):
+                # PyMC's formulas cancel in places, such as far below where a normal is truncated
+                beside = [{name: x * (1 + ulp) for name, x in point.items()} for ulp in ULPS]
+                spread = np.ptp([sum(float(np.sum(d)) for d in densities(at)) for at in beside])
+                assert abs(log_p[draw] - total) < 3 * spread, f"{log_p[draw]} for {found}"
         else:
             assert not np.isfinite(total), f"the log density is not finite, PyMC's is: {found}"
     assert np.isfinite(idata.sample_stats["lq"]).all()

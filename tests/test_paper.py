@@ -44,13 +44,25 @@ def test_no_method_is_closer_than_the_default(records):
 def test_cells(tables):
     assert tables.of_paper(["4"], "ES", "GEMF-T") == "36.140 ± 0.004"
     assert tables.of_paper(["4"], "ES", "default") == ""
-    record = {"kind": "variational", "problem": "ES", "method": "MF", "log_evidence": -1.0}
+    record = {"kind": "variational", "problem": "ES", "method": "MF", "settings": "standard"}
+    record["log_evidence"] = -1.0
     two = paper.Tables([record | {"elbo": -2.0}, record | {"elbo": -4.0}])
     assert two.ours("ES", "MF", "elbo", -1.0) == "3.000 ± 1.000"
     assert two.gap("ES", "MF") == "2.000 ± 1.000"
     assert two.n_runs("ES") == 0  # the other methods have not been fitted
     beyond = paper.Tables([record | {"log_q_of_truth": q} for q in (-1.0, float("nan"))])
     assert beyond.at_truth("ES", "MF") == "−∞"
+
+
+def test_other_settings_are_rows_of_their_own():
+    record = {"kind": "density", "problem": "IRIS", "method": "MAF", "se": 0.5}
+    usual = record | {"settings": "standard", "neg_log_density": -8.0}
+    longer = record | {"settings": "standard-500-steps", "neg_log_density": -9.0}
+    first, second, third, fourth = paper.Tables([longer, usual]).densities("2")[-4:]
+    assert first.startswith("| GEMF-M |")
+    assert second.startswith("| MAF | −8.000 ± 0.500 | −7.213")
+    assert third.startswith("| MAF, 500 steps | −9.000 ± 0.500 |  |")
+    assert fourth.startswith("| MAF-L |")
 
 
 def test_records_are_taken_up(records, tmp_path):

@@ -28,7 +28,7 @@ def test_exact_draws_of_eight_schools():
 def test_a_campaign(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(variational, "DRAWS", 500)
     arguments = ["--quick", "--problems", "BRS-r", "--steps", "100", "--out", str(tmp_path)]
-    folder = tmp_path / "quick-100"
+    folder = tmp_path / "quick-100-steps"
 
     variational.main([*arguments, "--methods", "MF"])
     first = capsys.readouterr().out

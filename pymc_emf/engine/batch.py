@@ -14,9 +14,9 @@ from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.engine.callback import as_raised
 from pymc_emf.engine.forks import refuse_fork
-from pymc_emf.engine.threads import side_by_side
+from pymc_emf.engine.threads import N_THREADS, side_by_side
 
-__all__ = ["Batched", "batch_jax", "batch_pytensor"]
+__all__ = ["Batched", "batch_jax", "batch_pytensor", "share"]
 
 #: Events per compiled call: enough to fill vector units, few enough to bound memory.
 BATCH_SIZE = 1000
@@ -73,27 +73,42 @@ def batch_jax(
         empty = jax.tree.map(lambda x: jnp.zeros((n_events, *x.shape[1:]), x.dtype), shapes)
         return jax.lax.fori_loop(0, -(-n_present // block), one_block, empty)
 
+    known = set()  # sizes for which it is compiled
+
     def run(values: Sequence[Any], *events: np.ndarray) -> Any:
         refuse_fork()
         values = jax.device_put(list(values))
         n_events = len(events[0])
         step = size or min(BATCH_SIZE, _next_power_of_two(n_events))
+        n_cores = N_THREADS if jax.default_backend() == "cpu" else 1  # a piece runs on one
+        most = step if block is None else share(n_events, step, block, n_cores)
 
         def outputs_from(start: int) -> Any:
-            present = min(step, n_events - start)
-            piece = tuple(_pad(array[start : start + step], step) for array in events)
+            present = min(most, n_events - start)
+            piece = tuple(_pad(array[start : start + most], step) for array in events)
             outputs = compiled(values, piece, present)
             return jax.tree.map(lambda x: np.asarray(x)[:present], outputs)
 
-        starts = range(0, max(n_events, 1), step)  # without events, the first tells the shapes
+        starts = range(0, max(n_events, 1), most)  # without events, the first tells the shapes
         with as_raised():
-            if jax.default_backend() == "cpu":  # where each runs on one core
-                pieces = side_by_side(outputs_from, starts)
+            alone = [] if step in known else [outputs_from(starts[0])]
+            known.add(step)
+            rest = starts[len(alone) :]
+            if n_cores > 1:
+                pieces = alone + side_by_side(outputs_from, rest)
             else:
-                pieces = [outputs_from(start) for start in starts]
+                pieces = alone + [outputs_from(start) for start in rest]
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *pieces)
 
     return run
+
+
+def share(n_events: int, step: int, block: int, n_cores: int) -> int:
+    """Events in each compiled call so that every core has as many, in whole blocks."""
+    n_calls = -(-n_events // step)
+    n_calls = -(-n_calls // n_cores) * n_cores
+    n_blocks = -(-n_events // (max(n_calls, 1) * block))
+    return min(max(n_blocks, 1) * block, step)
 
 
 def _pad(array: np.ndarray, size: int) -> np.ndarray:

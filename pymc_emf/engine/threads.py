@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
-__all__ = ["side_by_side"]
+__all__ = ["N_THREADS", "side_by_side"]
 
 #: More of it at the same time takes more memory, too.
 N_THREADS = min(os.cpu_count() or 1, 4)
@@ -16,15 +16,13 @@ N_THREADS = min(os.cpu_count() or 1, 4)
 def side_by_side(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     """Results of the function, in the order of the items.
 
-    The first is awaited before the others begin: what must be compiled is compiled once. The
-    function must not come here itself.
+    The function must not come here itself.
     """
     if len(items) <= 1 or N_THREADS == 1:
         return [function(item) for item in items]
-    first = function(items[0])
-    futures = [_pool().submit(function, item) for item in items[1:]]
+    futures = [_pool().submit(function, item) for item in items]
     try:
-        return [first, *(future.result() for future in futures)]
+        return [future.result() for future in futures]
     finally:  # after an error, or Ctrl-C
         for future in futures:
             future.cancel()
