@@ -1,14 +1,12 @@
-"""What benchmarks share: the record of a timed fit, fused steps, runs that can be resumed."""
+"""What benchmarks share: the record of a timed fit, fused steps, their parser and console."""
 
 from __future__ import annotations
 
 import argparse
-import gc
-import json
 import logging
 import math
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -109,41 +107,3 @@ def make_console() -> Console:
     if not console.is_terminal:
         console.width = 160  # no window to fit in
     return console
-
-
-def measure_missing(
-    cases: Iterable[dict[str, Any]],
-    measure: Callable[..., dict[str, Any]],
-    path: Path | None,
-    console: Console,
-) -> list[dict[str, Any]]:
-    """Measure what a file lacks, and write it after every one.
-
-    Parameters
-    ----------
-    cases : iterable of dict
-        What tells one record from another.
-    measure : callable
-        Gets the items of a case as keywords, and returns what it has found.
-    path : Path, optional
-    console : Console
-
-    Returns
-    -------
-    list of dict
-        All records, of the file too: a case and what was found.
-    """
-    records = []
-    if path is not None and path.exists():
-        records = json.loads(path.read_text(encoding="utf-8"))
-    for case in cases:
-        if any(case.items() <= record.items() for record in records):
-            continue
-        with console.status(" ".join(map(str, case.values()))):
-            records.append(case | measure(**case))
-        # what was compiled would fill the memory
-        jax.clear_caches()
-        gc.collect()
-        if path is not None:
-            path.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    return records

@@ -17,7 +17,8 @@ from rich.table import Table
 
 import pymc_emf as emf
 
-from benchmarks.common import ELBO_DRAWS, make_console, make_parser, measure_missing
+from benchmarks.common import ELBO_DRAWS, make_console, make_parser
+from benchmarks.records import measure_missing
 from benchmarks.table import TARGETS
 from case_studies.problems import load, names
 

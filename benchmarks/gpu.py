@@ -25,8 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import large, textbook
+from benchmarks.records import measure_missing
 
-RECORDS = Path("results/gpu.jsonl")
+RECORDS = Path("results/gpu.json")
 
 MODELS: dict[str, Callable[[], pm.Model]] = {
     "eight_schools": textbook.MODELS["eight_schools"],
@@ -59,7 +60,7 @@ def _numpyro(model: pm.Model, seed: int) -> tuple[xr.Dataset, dict]:
 METHODS = {"emf": large.METHODS["emf"], "nutpie": large.METHODS["nutpie"], "numpyro": _numpyro}
 
 
-def measure(name: str, method: str, seed: int) -> dict:
+def run(name: str, method: str, seed: int) -> dict:
     """One run, in this process."""
     import jax
 
@@ -76,21 +77,20 @@ def measure(name: str, method: str, seed: int) -> dict:
     return record | said
 
 
-def _apart(name: str, method: str, platform: str, seed: int, limit: float) -> dict:
+def measure(model: str, method: str, platform: str, seed: int, limit: float) -> dict:
     """One run, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.gpu", "one", name, method, str(seed)]
+    command = [sys.executable, "-m", "benchmarks.gpu", "one", model, method, str(seed)]
     environment = os.environ | {"JAX_PLATFORMS": platform}
-    record = {"model": name, "method": method, "platform": platform, "seed": seed}
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=limit
         )
     except subprocess.TimeoutExpired:
-        return record | {"error": f"stopped after {limit:.0f} s"}
+        return {"error": f"stopped after {limit:.0f} s"}
     if done.returncode:
-        return record | {"error": done.stderr.strip()[-2000:]}
+        return {"error": done.stderr.strip()[-2000:]}
     warned = [line for line in done.stderr.splitlines() if "k-hat is" in line or " off: " in line]
-    return record | json.loads(done.stdout.splitlines()[-1]) | {"warned": warned[:1]}
+    return json.loads(done.stdout.splitlines()[-1]) | {"warned": warned[:1]}
 
 
 def _apart_from(record: dict, other: dict | None) -> str:
@@ -140,24 +140,20 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what:
         _, name, method, seed = arguments.what
-        print(json.dumps(measure(name, method, int(seed))))
+        print(json.dumps(run(name, method, int(seed))))
         return
-    records: list[dict] = []
-    if arguments.records.exists():
-        records = [json.loads(line) for line in arguments.records.read_text().splitlines()]
-    done = {(r["model"], r["method"], r["platform"], r["seed"]) for r in records}
-    for name in arguments.models:
-        for method in arguments.methods:
-            for platform in arguments.platforms:
-                key = (name, method, platform, arguments.seed)
-                if key in done or (method == "nutpie" and platform != "cpu"):
-                    continue
-                records.append(_apart(*key, arguments.limit))
-                arguments.records.parent.mkdir(exist_ok=True)
-                with arguments.records.open("a") as file:
-                    file.write(json.dumps(records[-1]) + "\n")
+    cases = [
+        {"model": name, "method": method, "platform": platform, "seed": arguments.seed}
+        for name in arguments.models
+        for method in arguments.methods
+        for platform in arguments.platforms
+        if method != "nutpie" or platform == "cpu"
+    ]
+    console = Console(width=150)
+    apart = partial(measure, limit=arguments.limit)
+    records = measure_missing(cases, apart, arguments.records, console)
     records.sort(key=lambda r: list(MODELS).index(r["model"]))
-    Console(width=150).print(tabulate(records))
+    console.print(tabulate(records))
 
 
 if __name__ == "__main__":

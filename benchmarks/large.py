@@ -7,9 +7,8 @@ reference`` makes once and keeps in ``data/large.npz``. ``python -m benchmarks.l
 varying intercepts of 100 to 100,000 groups instead, and compares the methods with each other.
 
 Errors are those of means, in standard deviations, and of the logs of standard deviations: the
-worst of the common parameters, and the root mean square and the worst of the rest. Records are
-appended to a file, and what it has is not run again, so that the campaign can be put down and
-taken up.
+worst of the common parameters, and the root mean square and the worst of the rest. What is in the
+file of records is not run again, so that the campaign can be put down and taken up.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import subprocess
 import sys
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -32,8 +32,10 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.records import measure_missing
+
 REFERENCES = Path(__file__).parent / "data" / "large.npz"
-RECORDS = Path("results/large.jsonl")
+RECORDS = Path("results/large.json")
 
 #: Draws behind the moments of an approximation.
 DRAWS = 1000
@@ -475,16 +477,15 @@ def measure(name: str, method: str, seed: int) -> dict:
     return record | said
 
 
-def _apart(name: str, method: str, seed: int, limit: float) -> dict:
+def measure_apart(model: str, method: str, seed: int, limit: float) -> dict:
     """One run, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.large", "one", name, method, str(seed)]
-    record = {"model": name, "method": method, "seed": seed}
+    command = [sys.executable, "-m", "benchmarks.large", "one", model, method, str(seed)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
-        return record | {"error": f"stopped after {limit:.0f} s"}
+        return {"error": f"stopped after {limit:.0f} s"}
     if done.returncode:
-        return record | {"error": done.stderr.strip().splitlines()[-1][:200]}
+        return {"error": done.stderr.strip().splitlines()[-1][:200]}
     lines = done.stderr.splitlines()
     said = "Verdict on the fit. "
     warned = [line for line in lines if said in line and f"{said}Use it: " not in line]
@@ -551,6 +552,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds of one run")
     parser.add_argument("--records", type=Path, default=RECORDS)
     arguments = parser.parse_args()
+    console = Console(width=140)
     match arguments.what:
         case ["one", name, method, seed]:
             print(json.dumps(measure(name, method, int(seed))))
@@ -560,28 +562,21 @@ def main() -> None:
                     write_reference(name)
         case ["sizes"]:
             arguments.models = [f"{intercepts.__name__}:{size}" for size in SIZES]
-            Console(width=140).print(tabulate_sizes(_campaign(arguments)))
+            console.print(tabulate_sizes(_campaign(arguments, console)))
         case _:
-            Console(width=140).print(tabulate(_campaign(arguments)))
+            console.print(tabulate(_campaign(arguments, console)))
 
 
-def _campaign(arguments: argparse.Namespace) -> list[dict]:
+def _campaign(arguments: argparse.Namespace, console: Console) -> list[dict]:
     """Run what no record is of, and return the records of the chosen models."""
-    records: list[dict] = []
-    if arguments.records.exists():
-        records = [json.loads(line) for line in arguments.records.read_text().splitlines()]
-    done = {(r["model"], r["method"], r["seed"]) for r in records}
-    for name in arguments.models:
-        for method in arguments.methods:
-            if (name, method, arguments.seed) in done or (
-                name in MINIBATCHES and method not in ("emf", "advi", "fullrank_advi")
-            ):
-                continue
-            record = _apart(name, method, arguments.seed, arguments.limit)
-            records.append(record)
-            arguments.records.parent.mkdir(exist_ok=True)
-            with arguments.records.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+    cases = [
+        {"model": name, "method": method, "seed": arguments.seed}
+        for name in arguments.models
+        for method in arguments.methods
+        if name not in MINIBATCHES or method in ("emf", "advi", "fullrank_advi")
+    ]
+    apart = partial(measure_apart, limit=arguments.limit)
+    records = measure_missing(cases, apart, arguments.records, console)
     chosen = [r for r in records if r["model"] in arguments.models]
     chosen.sort(key=lambda r: arguments.models.index(r["model"]))
     return chosen

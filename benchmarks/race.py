@@ -8,13 +8,12 @@ time filled.
 Both draw as many times, four chains of a thousand and four thousand draws, and check what they
 have drawn, as they do by default.
 
-Records are appended to a file, and what it has is not run again.
+What is in the file of records is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -29,9 +28,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import public, textbook
+from benchmarks.records import measure_missing
 
 MODELS = textbook.MODELS | public.MODELS
-RECORDS = Path("results/race.jsonl")
+RECORDS = Path("results/race.json")
 CHAINS, DRAWS = 4, 1000
 CACHES = ("empty", "filled")
 
@@ -57,7 +57,7 @@ def _nutpie(model: pm.Model, seed: int) -> None:
 METHODS = {"emf": _emf, "nutpie": _nutpie}
 
 
-def measure(name: str, method: str, seed: int) -> float:
+def seconds(name: str, method: str, seed: int) -> float:
     """Seconds of one run, in this process; what it imports counts."""
     model = MODELS[name]()
     begin = perf_counter()
@@ -65,10 +65,10 @@ def measure(name: str, method: str, seed: int) -> float:
     return perf_counter() - begin
 
 
-def _apart(name: str, method: str, seed: int) -> dict:
+def measure(model: str, method: str, seed: int) -> dict:
     """Two runs, each in a process of its own, with one set of new caches."""
-    record = {"model": name, "method": method, "seed": seed}
-    command = [sys.executable, "-m", "benchmarks.race", "one", name, method, str(seed)]
+    command = [sys.executable, "-m", "benchmarks.race", "one", model, method, str(seed)]
+    found: dict = {}
     with TemporaryDirectory() as folder:
         caches = {
             "PYTENSOR_FLAGS": f"base_compiledir={folder}/pytensor",
@@ -77,9 +77,9 @@ def _apart(name: str, method: str, seed: int) -> dict:
         for cache in CACHES:
             done = subprocess.run(command, capture_output=True, text=True, env=os.environ | caches)
             if done.returncode:
-                return record | {"error": done.stderr.strip().splitlines()[-1][:200]}
-            record[cache] = float(done.stdout.splitlines()[-1])
-    return record
+                return found | {"error": done.stderr.strip().splitlines()[-1][:200]}
+            found[cache] = float(done.stdout.splitlines()[-1])
+    return found
 
 
 def tabulate(records: list[dict]) -> Table:
@@ -114,21 +114,16 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what:
         _, name, method, seed = arguments.what
-        print(measure(name, method, int(seed)))
+        print(seconds(name, method, int(seed)))
         return
-    records: list[dict] = []
-    if arguments.records.exists():
-        records = [json.loads(line) for line in arguments.records.read_text().splitlines()]
-    done = {(r["model"], r["method"], r["seed"]) for r in records}
-    for name in arguments.models:
-        for method in METHODS:
-            if (name, method, arguments.seed) in done:
-                continue
-            records.append(_apart(name, method, arguments.seed))
-            arguments.records.parent.mkdir(exist_ok=True)
-            with arguments.records.open("a") as file:
-                file.write(json.dumps(records[-1]) + "\n")
-    Console(width=120).print(tabulate(records))
+    console = Console(width=120)
+    cases = [
+        {"model": name, "method": method, "seed": arguments.seed}
+        for name in arguments.models
+        for method in METHODS
+    ]
+    records = measure_missing(cases, measure, arguments.records, console)
+    console.print(tabulate(records))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ in the file is not fitted again.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -22,6 +22,7 @@ from rich.table import Table
 import pymc_emf as emf
 
 from benchmarks.common import ELBO_DRAWS
+from benchmarks.records import measure_missing
 from case_studies.problems import load, names
 
 #: Largest gap in nats, by the part of the name before the data set.
@@ -33,21 +34,18 @@ TARGETS = {
 }
 
 
-def measure(name: str, data_seed: int, seed: int, steps: int) -> dict:
+def measure(problem: str, data: int, seed: int, steps: int) -> dict:
     """Fit one data set at the defaults; a record for the table and the file."""
-    problem = load(name, data_seed)
+    known = load(problem, data)
     begin = perf_counter()
-    approx = emf.fit(steps, model=problem.model, random_seed=seed, progressbar=False)
+    approx = emf.fit(steps, model=known.model, random_seed=seed, progressbar=False)
     wall = perf_counter() - begin
     elbo = approx.elbo(ELBO_DRAWS, random_seed=seed + 1)
     return {
-        "problem": name,
-        "data": data_seed,
-        "seed": seed,
-        "dim": problem.dim,
-        "gap": -elbo.mean - problem.neg_log_evidence,
-        "se": float((elbo.se**2 + problem.se**2) ** 0.5),
-        "target": TARGETS[name],
+        "dim": known.dim,
+        "gap": -elbo.mean - known.neg_log_evidence,
+        "se": float((elbo.se**2 + known.se**2) ** 0.5),
+        "target": TARGETS[problem],
         "wall": wall,
         "timing": approx.timing,
         "start": approx.warm_start.chosen,
@@ -96,20 +94,13 @@ def main() -> None:
     console = Console()
     if not console.is_terminal:
         console.width = 160  # no window to fit in
-    records = []
-    if args.json and args.json.exists():
-        records = json.loads(args.json.read_text(encoding="utf-8"))
-    done = {(r["problem"], r["data"], r["seed"]) for r in records}
-    for name, data_seed in names():
-        if name not in args.problems or data_seed not in args.data:
-            continue
-        for seed in args.seeds:
-            if (name, data_seed, seed) in done:
-                continue
-            with console.status(f"{name} {data_seed} {seed}"):
-                records.append(measure(name, data_seed, seed, args.steps))
-            if args.json:
-                args.json.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    cases = [
+        {"problem": name, "data": data_seed, "seed": seed}
+        for name, data_seed in names()
+        if name in args.problems and data_seed in args.data
+        for seed in args.seeds
+    ]
+    records = measure_missing(cases, partial(measure, steps=args.steps), args.json, console)
     console.print(tabulate(records))
     met = sum(r["gap"] <= r["target"] for r in records)
     console.print(f"{met} of {len(records)} targets met")

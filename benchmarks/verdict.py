@@ -30,7 +30,8 @@ from rich.table import Table
 import pymc_emf as emf
 
 from benchmarks import public, textbook
-from benchmarks.common import make_console, make_parser, measure_missing
+from benchmarks.common import make_console, make_parser
+from benchmarks.records import measure_missing
 from benchmarks.textbook import DRAWS, MEAN_TOLERANCE, SD_TOLERANCE, compare
 from pymc_emf.variational.importance import MAX_PARETO_K
 from pymc_emf.variational.verdict import N_FRESH_DRAWS

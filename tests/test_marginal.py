@@ -15,7 +15,7 @@ from pymc_emf.variational import check, marginal, moments
 from pymc_emf.variational.doubt import correction_in_doubt
 from pymc_emf.variational.marginal import correct_by_chains, moments_by_chains
 from pymc_emf.variational.moments import MAX_FACTOR, MAX_WAY, moments_of_common
-from pymc_emf.variational.verdict import draw, judge
+from pymc_emf.variational.verdict import ask_chains, draw, judge
 
 N = 20_000
 
@@ -272,7 +272,8 @@ def test_chains_are_asked_where_weights_vary(approx, observed, rng, monkeypatch)
     assert abs(values[:, 0].mean() - mean) < 0.15 * sd
     assert abs(np.log(values[:, 0].std() / sd)) < 0.12
     drawn = draw(approx.objective, spoiled(approx), noise[:2000])
-    verdict = judge(approx.objective, spoiled(approx), drawn, rng)
+    told = ask_chains(approx.objective, spoiled(approx), drawn, rng)
+    verdict = judge(approx.objective, spoiled(approx), drawn, rng, of_common=told)
     name, how = verdict.doubt
     assert name == "step"
     assert how.startswith("short chains would")

@@ -29,7 +29,7 @@ from pymc_emf.variational.record import FitRecord, Recorded
 from pymc_emf.variational.saved_fit import write_fit
 from pymc_emf.variational.summary import Summary
 from pymc_emf.variational.transport import Sampler, check_options, sample_noise
-from pymc_emf.variational.verdict import N_FRESH_DRAWS, Drawn, judge
+from pymc_emf.variational.verdict import N_FRESH_DRAWS, Drawn, ask_chains, judge
 
 __all__ = ["EMFApproximation"]
 
@@ -81,8 +81,7 @@ class EMFApproximation(Recorded, SingleGroupApproximation):
     def adopt(self, values: Values, record: FitRecord | None = None) -> None:
         """Take over values, and what is known of the fit that they are from."""
         store(self.objective.variables, values)
-        if record is not None:
-            self.record = record
+        self.record = record or self.record
 
     @property
     def random_state(self) -> dict[str, Any]:
@@ -413,7 +412,8 @@ class EMFApproximation(Recorded, SingleGroupApproximation):
             raise ValueError(f"diagnose needs draws of at least {MIN_DRAWS}, got {draws}.")
         rng, gain = self._generator(random_seed), 0.0 if last is None else last.gain
         drawn = self._drawn(draws, rng)
-        verdict = judge(self.objective, self.values, drawn, rng, gain, self.warm_start.other)
+        told = ask_chains(self.objective, self.values, drawn, rng)
+        verdict = judge(self.objective, self.values, drawn, rng, gain, self.warm_start.other, told)
         return diagnose(verdict, self.gates, self.record)
 
     def log_prob(self, point: Mapping[str, Any] | np.ndarray) -> np.ndarray:

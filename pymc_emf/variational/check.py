@@ -102,7 +102,7 @@ def check(
             ask = not (few or weights_tell(drawn.log_weights))
             if ask:
                 values, drawn, left = _corrected_by_chains(objective, values, drawn, rng)
-            verdict = judge(objective, values, drawn, rng, gain, other_start, left, not ask)
+            verdict = judge(objective, values, drawn, rng, gain, other_start, left)
             if corrected is None or ask or verdict.doubt is None:
                 break
     return Checked(values, verdict)

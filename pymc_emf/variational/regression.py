@@ -33,7 +33,7 @@ MAX_WORK, FEWEST_BATCHES = 2e10, 10
 MAX_POOLED, MAX_POOLED_DRAWS = 8, 10_000
 #: While it rises they are, too, so many before each, if the log weights vary by no more than this
 #: for each square root of an element, in nats.
-MOVING_POOL, NEAR = 3, 0.3
+MOVING_POOL, POOLED_SD = 3, 0.3
 #: Batches without a rise after which there are more draws, and those at the end.
 SETTLED = 2
 #: Nats by which the ELBO must rise beyond its Monte Carlo error, and by which it may always fall:
@@ -260,7 +260,7 @@ def _climb(
     most = min(MAX_POOLED, max(MAX_POOLED_DRAWS // n_draws, 2))
     most_draws = now.normal.most_draws
     grows = n_draws < most_draws
-    near = NEAR * np.sqrt(now.points.shape[1])
+    near = POOLED_SD * np.sqrt(now.points.shape[1])
     # scores may be so large that their squares are not finite: then this is the end of the way
     with np.errstate(all="ignore"), suppress(np.linalg.LinAlgError, ValueError):
         step = _regress(now.normal, pool)

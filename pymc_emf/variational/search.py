@@ -43,7 +43,7 @@ SAME_ELBO = 1e-3
 CLOSE = 1.0
 #: A normal approximation whose log weights vary by no more than this, in nats, or by so many for
 #: each square root of an element, is not sought again from modes in its bulk.
-NEAR, NEAR_EACH = 3.0, 0.1
+MAX_SD, MAX_SD_EACH = 3.0, 0.1
 #: Standard deviations of its prior beyond which no draw of an element is. If the data place it
 #: further out, they are so many that its posterior resembles a normal.
 REACH_OF_PRIOR = 8.0
@@ -163,12 +163,12 @@ class Search:
                     beyond.add(name)
 
         def elbos() -> dict[str, float]:
-            near = any(_spread_of(weights) < self._near for weights in found.values())
+            near = any(_spread_of(weights) < self._max_sd for weights in found.values())
             return {
                 name: elbo_within(weights)
                 for name, weights in found.items()
                 # a density without bound, such as that of a scale of zero, if not near a normal
-                if not (near and name in beyond and not _spread_of(weights) < self._near)
+                if not (near and name in beyond and not _spread_of(weights) < self._max_sd)
             }
 
         add({"prior": Candidate(np.zeros(objective.size), (), self.gates)})
@@ -287,11 +287,11 @@ class Search:
         return [mode.point for mode in modes] or [starts[0]]
 
     @property
-    def _near(self) -> float:
-        return max(NEAR, NEAR_EACH * np.sqrt(self.objective.size))
+    def _max_sd(self) -> float:
+        return max(MAX_SD, MAX_SD_EACH * np.sqrt(self.objective.size))
 
     def _is_near(self, regressed: Regressed) -> bool:
-        return regressed.sd < self._near
+        return regressed.sd < self._max_sd
 
     def _is_beyond_reach(self, candidate: Candidate) -> bool:
         """Whether a candidate is where no draw of the prior is, in elements that follow it."""

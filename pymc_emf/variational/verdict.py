@@ -20,7 +20,16 @@ from pymc_emf.variational.marginal import common_places, moments_by_chains
 from pymc_emf.variational.moments import Moments, moments_of_common, weights_tell
 from pymc_emf.variational.objective import Objective, Values
 
-__all__ = ["ENOUGH", "MANY_ELEMENTS", "N_FRESH_DRAWS", "Drawn", "Verdict", "draw", "judge"]
+__all__ = [
+    "ENOUGH",
+    "MANY_ELEMENTS",
+    "N_FRESH_DRAWS",
+    "Drawn",
+    "Verdict",
+    "ask_chains",
+    "draw",
+    "judge",
+]
 
 #: Draws of a verdict after the fit.
 N_FRESH_DRAWS = 10_000
@@ -253,7 +262,6 @@ def judge(
     gain: float = 0.0,
     other_start: str = "pass a start=",
     of_common: Moments | None = None,
-    may_ask: bool = True,
 ) -> Verdict:
     """Ask the importance weights of some draws, and draws from the prior, of an approximation.
 
@@ -267,10 +275,8 @@ def judge(
         Nats by which the ELBO still rose at the end of the fit.
     other_start : str
     of_common : Moments, optional
-        That the noise of the common elements should have, if that is known; by default it is
-        asked where there are many elements.
-    may_ask : bool
-        Whether chains may be asked for that.
+        That the noise of the common elements should have, as chains tell (:func:`ask_chains`); by
+        default what weights tell is asked where there are many elements.
     """
     n = len(drawn.log_weights)
     n_prior = objective.target.affordable(min(n, N_PRIOR_DRAWS))
@@ -284,7 +290,7 @@ def judge(
     missed = missed_evidence(smoothed, objective.prior_log_weights(values, prior_noise))
     many = objective.size > MANY_ELEMENTS
     if many:
-        doubt = element_in_doubt(objective, values, drawn, rng, of_common, may_ask)
+        doubt = element_in_doubt(objective, values, drawn, of_common)
     else:
         doubt = moments_in_doubt(drawn.values[inside], np.exp(smoothed.log_weights))
     elbo, outside = estimate_elbo(drawn.log_weights), n - n_inside
@@ -307,33 +313,37 @@ def judge(
     )
 
 
+def ask_chains(
+    objective: Objective, values: Values, drawn: Drawn, rng: np.random.Generator
+) -> Moments | None:
+    """Moments of the noise of common elements by short chains, where weights of many do not tell.
+
+    None also where chains do not.
+    """
+    if objective.size <= MANY_ELEMENTS or weights_tell(drawn.log_weights):
+        return None
+    return moments_by_chains(objective, values, drawn.noise, drawn.log_weights, rng)
+
+
 def element_in_doubt(
-    objective: Objective,
-    values: Values,
-    drawn: Drawn,
-    rng: np.random.Generator,
-    moments: Moments | None,
-    may_ask: bool,
+    objective: Objective, values: Values, drawn: Drawn, of_common: Moments | None
 ) -> tuple[int, str] | None:
     """Tell which of many elements is most off, and how.
 
-    By scores, and of the common ones by weights or, if those do not tell, by chains.
+    By scores, and of the common ones by chains or, if those do not tell, by weights.
 
     Parameters
     ----------
     objective : Objective
     values : sequence of array
     drawn : Drawn
-    rng : Generator
-    moments, may_ask
-        As ``of_common`` and ``may_ask`` for :func:`judge`.
+    of_common : Moments or None
+        As for :func:`judge`.
     """
     gap, places = drawn.gap, common_places(objective)
     if gap is None:
         gap = objective.score_gap(values, drawn.noise[:N_SCORED_DRAWS])
-    who = "short chains"
-    if moments is None and may_ask and not weights_tell(drawn.log_weights):
-        moments = moments_by_chains(objective, values, drawn.noise, drawn.log_weights, rng)
+    who, moments = "short chains", of_common
     if moments is None and len(places):
         who = "scores and weights"
         noise, log_weights = drawn.noise[: len(gap), places], drawn.log_weights[: len(gap)]
