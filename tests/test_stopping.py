@@ -8,6 +8,7 @@ import pytest
 
 from pymc_emf.engine.optimizers import Adam
 from pymc_emf.engine.stopping import WINDOW, has_plateaued, is_exact, rounding_hides
+from pymc_emf.engine.trainer import stop_when_settled
 
 
 def rates(optimizer, state, n):
@@ -61,6 +62,29 @@ def test_plateau():
     stopped = [has_plateaued(rng.normal(size=2 * WINDOW), 0.0) for _ in range(300)]
     assert 0.6 < np.mean(stopped) < 0.8  # within half a standard error, or rising
     assert not has_plateaued(np.append(flat, np.nan), 10.0)
+
+
+class Going:
+    """A run that is told to stop."""
+
+    n, reason, has_climbed = 10_000, "steps", False
+    optimizer = Adam
+
+    def __init__(self, losses):
+        self.losses_so_far, self.done, self.within = losses, len(losses), None
+
+    def stop(self, reason, within):
+        self.within = within
+
+
+@pytest.mark.parametrize(
+    ("sd", "exact", "share"), [(0.05, True, 0.5), (1.0, True, 1.0), (1.0, False, 0.5)]
+)
+def test_the_rates_fall_the_longer_the_more_their_noise_hides(sd, exact, share):
+    """Unless it is the noise of minibatches."""
+    run = Going(np.random.default_rng(0).normal(scale=sd, size=4000))
+    stop_when_settled(8, 0.01, exact)(run)
+    assert run.within == share * 4000
 
 
 def test_exactness():

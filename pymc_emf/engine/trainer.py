@@ -39,9 +39,12 @@ __all__ = [
     "train",
 ]
 
-#: Steps over which the rates fall to zero once the losses have stopped falling: this share of
-#: those that were taken, and no fewer than so many.
-COOL_DOWN_SHARE, COOL_DOWN = 2, 500
+#: Steps over which the rates fall to zero once the losses have stopped falling, as a share of those
+#: that were taken, and no fewer than so many.
+COOL_DOWN_SHARE, COOL_DOWN = 0.5, 500
+#: Where more than so many tolerances are left to gain, it is the noise of steps of this rate that
+#: hides it: what falls with the rates is worth this share.
+FAR, COOL_DOWN_SHARE_OF_FAR = 10, 1.0
 #: With callbacks, a chunk is no longer than this share of the fit.
 CHUNKS_WITH_CALLBACKS = 10
 
@@ -409,9 +412,10 @@ def stop_when_settled(
         if may_be_exact and is_exact(losses[-latest:], n_draws, latest, dtype):
             run.stop("exact")
         elif tol is not None and run.reason == "steps":
-            near = may_be_exact and divergence_left(losses[-CHUNK_SIZE:], n_draws) < tol
-            if near or has_plateaued(losses, tol, window):
-                within = max(COOL_DOWN, run.done // COOL_DOWN_SHARE)
+            left = divergence_left(losses[-CHUNK_SIZE:], n_draws) if may_be_exact else np.nan
+            if left < tol or has_plateaued(losses, tol, window):
+                share = COOL_DOWN_SHARE_OF_FAR if left > FAR * tol else COOL_DOWN_SHARE
+                within = max(COOL_DOWN, int(run.done * share))
                 if run.has_climbed:
                     run.go_back(within)
                 else:
