@@ -60,7 +60,7 @@ def _numpyro(model: pm.Model, seed: int) -> tuple[xr.Dataset, dict]:
 METHODS = {"emf": large.METHODS["emf"], "nutpie": large.METHODS["nutpie"], "numpyro": _numpyro}
 
 
-def run(name: str, method: str, seed: int) -> dict:
+def measure(name: str, method: str, seed: int) -> dict:
     """One run, in this process."""
     import jax
 
@@ -77,7 +77,7 @@ def run(name: str, method: str, seed: int) -> dict:
     return record | said
 
 
-def measure(model: str, method: str, platform: str, seed: int, limit: float) -> dict:
+def measure_apart(model: str, method: str, platform: str, seed: int, limit: float) -> dict:
     """One run, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.gpu", "one", model, method, str(seed)]
     environment = os.environ | {"JAX_PLATFORMS": platform}
@@ -140,7 +140,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what:
         _, name, method, seed = arguments.what
-        print(json.dumps(run(name, method, int(seed))))
+        print(json.dumps(measure(name, method, int(seed))))
         return
     cases = [
         {"model": name, "method": method, "platform": platform, "seed": arguments.seed}
@@ -150,7 +150,7 @@ def main() -> None:
         if method != "nutpie" or platform == "cpu"
     ]
     console = Console(width=150)
-    apart = partial(measure, limit=arguments.limit)
+    apart = partial(measure_apart, limit=arguments.limit)
     records = measure_missing(cases, apart, arguments.records, console)
     records.sort(key=lambda r: list(MODELS).index(r["model"]))
     console.print(tabulate(records))

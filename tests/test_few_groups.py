@@ -110,7 +110,7 @@ def prepare_layers(layers):
 @pytest.mark.parametrize("near", [True, False])
 def test_structure_is_used_where_a_normal_comes_close(layers, near, monkeypatch):
     if not near:
-        monkeypatch.setattr(prepare, "MAX_SD", 0.0)
+        monkeypatch.setattr(prepare, "CLOSE_SD", 0.0)
     made = prepare_layers(layers)
     assert isinstance(made[-1], emf.ConditionalAffine) == near
     assert isinstance(made[-1], LowerTriangular) != near
@@ -119,7 +119,7 @@ def test_structure_is_used_where_a_normal_comes_close(layers, near, monkeypatch)
 
 def test_a_file_says_which_layers(approx, tmp_path, monkeypatch):
     approx.save(tmp_path / "fit")
-    monkeypatch.setattr(prepare, "MAX_SD", 0.0)
+    monkeypatch.setattr(prepare, "CLOSE_SD", 0.0)
     again = emf.load(tmp_path / "fit", model=make_model())
     assert again.elbo(random_seed=0).mean == approx.elbo(random_seed=0).mean
 

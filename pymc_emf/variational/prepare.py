@@ -36,7 +36,7 @@ __all__ = ["Prepared", "make_steps", "prepare"]
 
 #: Standard deviation of log weights, in nats, up to which a normal is close, and up to which none
 #: needs to be closer.
-MAX_SD, GOOD_SD = 0.7, 0.4
+CLOSE_SD, GOOD_SD = 0.7, 0.4
 #: Random numbers made at once, for several steps: 32 MB.
 MAX_NUMBERS_AHEAD = 2**22
 
@@ -167,7 +167,7 @@ def _if_near(
     if sds[frozenset()] > GOOD_SD and groups and not _within(groups, sums):
         sds[frozenset(groups)] = sd_with(groups)
     closed, sd = min(sds.items(), key=lambda item: item[1])
-    return Structure(order, set(closed)) if sd < MAX_SD else None
+    return Structure(order, set(closed)) if sd < CLOSE_SD else None
 
 
 def make_steps(
