@@ -41,6 +41,20 @@ def sparse():
     return emf.eliminate([set(), {4}, set(), set(), {1}], core=[2, 3])
 
 
+def closely_knit():
+    """A ring, whose last two elements are the core, and one alone."""
+    ring = [[1, 3], [0, 2], [1, 3], [0, 2]]
+    order = emf.Elimination.from_lists(
+        [2, 3], 0, [0, 1, 4], [[[], []], [[]]], [*ring, []], [[[1], [0]], [[]]]
+    )
+    layer = emf.ConditionalAffine(order, hidden=3, dtype="float64", random_seed=0)
+    rng = np.random.default_rng(5)
+    slopes = np.vstack([rng.normal(size=(2, 2)), np.zeros((1, 2))])
+    scales, factor = np.array([0.5, 2.0, 3.0]), np.array([[2.0, 0.0], [-1.0, 0.5]])
+    changes = np.zeros((0, 3)), np.zeros((0, order.n_coefficients))
+    return framed(layer, scales, np.zeros(0), slopes, factor, *changes, np.array([1.0, 2.0, 3.0]))
+
+
 def sparse_spread():
     """All of a frame but the location, with scales and coefficients that follow the core."""
     rng = np.random.default_rng(4)
@@ -69,6 +83,7 @@ LAYERS = {
     "ConditionalAffine with networks": lambda: framed(
         emf.ConditionalAffine(sparse(), hidden=3, dtype="float64", random_seed=0), *sparse_spread()
     ),
+    "ConditionalAffine with networks that see the core": closely_knit,
     "HeldSums": lambda: framed(
         HeldSums(emf.ConditionalAffine(sparse()), [SoftSum(np.array([0, 1, 4]), 0.1)]),
         *sparse_spread(),

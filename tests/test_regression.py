@@ -438,8 +438,8 @@ def test_any_graph_can_be_eliminated(size, n_edges, seed):
     factor = np.linalg.cholesky(reversed_precision)[::-1, ::-1]
     n_core = len(order.core)
     for round in order.rounds:
-        for i, parents in enumerate(round.parents, start=round.first):
-            allowed = {*range(n_core), n_core + i, *(n_core + parents[parents >= 0])}
+        for i, inputs in enumerate(order.inputs_of(round), start=round.first):
+            allowed = {n_core + i, *inputs[inputs >= 0]}
             present = set(np.flatnonzero(np.abs(factor[:, n_core + i]) > 1e-12))
             assert present <= allowed
 

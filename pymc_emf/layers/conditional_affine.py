@@ -22,9 +22,10 @@ class ConditionalAffine(ElementwiseFramed):
     :math:`x_c`, as the increments of a random walk follow its step, or the members of a group
     their common scale.
 
-    With ``hidden`` a small network for each element with parents adds to this: from their
-    standardised :math:`z_j` a shift and a log scale, bounded, of its :math:`x_i`. Both directions
-    are as cheap, and the networks start at zero.
+    With ``hidden`` a small network for each element adds to this: from the standardised
+    :math:`z_j` of its parents, those in the core included that are not common to all, a shift and
+    a log scale, bounded, of its :math:`x_i`. Both directions are as cheap, and the networks start
+    at zero.
 
     Groups of a hierarchy depend on its common parameters and not on each other, members of a
     series on their neighbours: cost and memory are proportional to the length of the vector.
@@ -58,7 +59,7 @@ class ConditionalAffine(ElementwiseFramed):
         self.hidden, self.dtype = hidden, dtype
         super().__init__(elimination.size)
         rng, n_others = np.random.default_rng(random_seed), len(elimination.others)
-        weights = rng.normal(size=(elimination.n_coefficients, hidden))
+        weights = rng.normal(size=(elimination.n_inputs, hidden))
         self.weights = parameter(weights, "weights", dtype)
         self.biases = parameter(rng.normal(size=(n_others, hidden)), "biases", dtype)
         self.out = parameter(np.zeros((n_others, hidden, 2)), "out", dtype)
@@ -108,25 +109,30 @@ class ConditionalAffine(ElementwiseFramed):
         own = self.elimination.coefficients_of(coefficients, round)
         return (used * own * others[np.maximum(round.parents, 0)]).sum(axis=1)
 
-    def _bent(self, others, round):
-        """Shift and log scale of the elements of a round, from those of its parents."""
-        there, parents = round.parents >= 0, np.maximum(round.parents, 0)
-        inputs = (there * others[parents] / self.frame_sd[parents]).astype(self.dtype)
-        # networks of one layer, each with weights of its own
-        weights = self.elimination.coefficients_of(self.weights.T, round)
-        hidden = pt.tanh((weights * inputs).sum(axis=2).T + self.biases[round.places])
-        bent = (hidden[:, :, None] * self.out[round.places]).sum(axis=1).astype(others.dtype)
-        return bent[:, 0], pt.tanh(bent[:, 1])
+    def _bent(self, known, round):
+        """Shift and log scale of the elements of a round, from those before them."""
+        order, places = self.elimination, round.places
+        table = order.inputs_of(round).T
+        there, at = table >= 0, np.maximum(table, 0)
+        sd = pt.concatenate([pt.sqrt((self.frame_core**2).sum(axis=1)), self.frame_sd])
+        inputs = (there * known[at] / sd[at]).astype(self.dtype)
+        # networks of one layer, each with weights of its own; the elements are the last axis, and
+        # the few inputs are added one by one, as sums over a short last axis are slow
+        weights, out = order.weights_of(self.weights.T, round), self.out[places].transpose(2, 1, 0)
+        added = sum(weights[:, :, j] * inputs[j] for j in range(len(table)))
+        hidden = pt.tanh(added + self.biases[places].T)
+        bent = [(out[i] * hidden).sum(axis=0, acc_dtype=self.dtype) for i in range(2)]
+        shift, log_scale = (x.astype(known.dtype) for x in bent)
+        return shift, pt.tanh(log_scale)
 
-    def _from_parents(self, log_scales, coefficients, others, round):
+    def _from_parents(self, log_scales, coefficients, core, others, round):
         """Shift and log scale of the noise of a round, and what is added to it."""
         own = log_scales[round.places]
-        if not round.parents.shape[1]:
-            return pt.zeros_like(own), own, pt.zeros_like(own)
-        among = self._among(coefficients, others, round)
-        if not self.hidden:
-            return pt.zeros_like(own), own, among
-        shift, bent = self._bent(others, round)
+        none = pt.zeros_like(own)
+        among = self._among(coefficients, others, round) if round.parents.shape[1] else none
+        if not (self.hidden and self.elimination.inputs_of(round).shape[1]):
+            return none, own, among
+        shift, bent = self._bent(pt.concatenate([core, others]), round)
         return shift, own + bent, among
 
     def forward(self, noise):
@@ -137,7 +143,7 @@ class ConditionalAffine(ElementwiseFramed):
         own, along = inner[order.others], self.frame_slopes @ core
         drawn, log_scales = own[:0], []
         for round in order.rounds:
-            shift, log_scale, among = self._from_parents(base, coefficients, drawn, round)
+            shift, log_scale, among = self._from_parents(base, coefficients, core, drawn, round)
             here = round.places
             new = pt.exp(log_scale) * (own[here] + shift) + along[here] + among
             drawn = pt.concatenate([drawn, new])
@@ -153,7 +159,7 @@ class ConditionalAffine(ElementwiseFramed):
         base, coefficients = self._given(inner_core)
         along, pieces, log_scales = self.frame_slopes @ core, [inner_core], []
         for round in order.rounds:
-            shift, log_scale, among = self._from_parents(base, coefficients, others, round)
+            shift, log_scale, among = self._from_parents(base, coefficients, core, others, round)
             here = round.places
             pieces.append((others[here] - along[here] - among) * pt.exp(-log_scale) - shift)
             log_scales.append(log_scale)

@@ -30,10 +30,13 @@ class Round:
     parents : ndarray, shape (elements, parents)
         Places of those on which each depends beside the core, all of them before ``first``;
         minus one where it depends on fewer.
+    in_core : ndarray, shape (elements, parents in the core)
+        Places in the core of those that are not common, likewise.
     """
 
     first: int
     parents: np.ndarray
+    in_core: np.ndarray
 
     @property
     def places(self) -> slice:
@@ -105,8 +108,25 @@ class Elimination:
     def coefficients_of(self, flat, round: Round):
         """Part of flat coefficients, their last axis, in the shape of the round's parents."""
         start = sum(r.parents.size for r in self.rounds if r.first < round.first)
-        part = flat[..., start : start + round.parents.size]
-        return part.reshape((*tuple(part.shape)[:-1], *round.parents.shape))
+        return _part(flat, start, round.parents.shape)
+
+    def inputs_of(self, round: Round) -> np.ndarray:
+        """Places in ``[*core, *others]`` of all parents in a round but the common elements.
+
+        The shape is (elements, parents); minus one where an element has fewer.
+        """
+        outside = np.where(round.parents < 0, -1, round.parents + len(self.core))
+        return np.hstack([outside, round.in_core])
+
+    @cached_property
+    def n_inputs(self) -> int:
+        """Number of these, those left out included."""
+        return sum(self.inputs_of(round).size for round in self.rounds)
+
+    def weights_of(self, flat, round: Round):
+        """Part of flat weights, their last axis, in the shape of :meth:`inputs_of`."""
+        start = sum(self.inputs_of(r).size for r in self.rounds if r.first < round.first)
+        return _part(flat, start, self.inputs_of(round).shape)
 
     @property
     def n_numbers(self) -> int:
@@ -119,8 +139,9 @@ class Elimination:
     def to_lists(self) -> list:
         """Core, how many of it are common, others, the parents of every round, and neighbours."""
         rounds = [round.parents.tolist() for round in self.rounds]
+        in_core = [round.in_core.tolist() for round in self.rounds]
         core, others = self.core.tolist(), self.others.tolist()
-        return [core, self.n_common, others, rounds, self.neighbours.tolist()]
+        return [core, self.n_common, others, rounds, self.neighbours.tolist(), in_core]
 
     @classmethod
     def from_lists(
@@ -130,11 +151,13 @@ class Elimination:
         others: Sequence[int],
         rounds: Iterable[Sequence],
         neighbours: Sequence,
+        in_core: Sequence[Sequence] | None = None,
     ) -> "Elimination":
-        """Undo :meth:`to_lists`."""
+        """Undo :meth:`to_lists`; older files do not have the last one."""
         first, made = 0, []
-        for parents in rounds:
-            made.append(Round(first, _table(parents)))
+        for i, parents in enumerate(rounds):
+            beside = [[]] * len(parents) if in_core is None else in_core[i]
+            made.append(Round(first, _table(parents), _table(beside)))
             first += len(parents)
         table = _table(neighbours)
         return cls(_positions(core), n_common, _positions(others), tuple(made), table)
@@ -143,6 +166,12 @@ class Elimination:
 def dense(size: int) -> Elimination:
     """All elements in the core: any normal distribution."""
     return Elimination.from_lists(range(size), size, [], [], [])
+
+
+def _part(flat, start: int, shape: tuple[int, ...]):
+    """Numbers from a place on, the last axis of flat ones, in a shape."""
+    part = flat[..., start : start + int(np.prod(shape))]
+    return part.reshape((*tuple(part.shape)[:-1], *shape))
 
 
 def _positions(numbers: Sequence[int]) -> np.ndarray:
@@ -233,5 +262,10 @@ def eliminate(neighbours: Sequence[set[int]], core: Iterable[int] = ()) -> Elimi
         [[place[j] for j in parents if j not in core] for _, parents in members]
         for members in taken
     ]
+    place_in_core = {i: k for k, i in enumerate(joined, len(common))}
+    in_core = [
+        [[place_in_core[j] for j in parents if j in place_in_core] for _, parents in members]
+        for members in taken
+    ]
     beside = [sorted(place[j] for j in neighbours[i] if j in place and j != i) for i in place]
-    return Elimination.from_lists([*common, *joined], len(common), others, rounds, beside)
+    return Elimination.from_lists([*common, *joined], len(common), others, rounds, beside, in_core)
