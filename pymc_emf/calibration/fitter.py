@@ -85,7 +85,8 @@ class Fitter:
         if trained.failed:
             step = len(trained.losses)
             slower = self.ask.slower("optax.adam(1e-3)")
-            reason = explain(objective, after, run.key, self.ask.obj_n_mc, step, slower)
+            n_draws = self.prepared.n_draws(self.ask)
+            reason = explain(objective, after, run.key, n_draws, step, slower)
             raise NonFiniteELBOError(reason)
         checked = check(objective, started.values, after, rng)
         return checked.values, checked.pareto_k

@@ -15,7 +15,6 @@ from pymc_emf.model.density import split_batches
 from pymc_emf.model.program import Program
 from pymc_emf.variational.auxiliary import auxiliary
 from pymc_emf.variational.objective import Objective
-from pymc_emf.variational.options import N_DRAWS
 from pymc_emf.variational.points import initial_point
 from pymc_emf.variational.prepare import Prepared
 
@@ -40,7 +39,7 @@ def look_at(prepared: Prepared) -> None:
             "check about as long each. Vectorise loops, cut the data into minibatches "
             "(pm.Minibatch), or give the fit fewer steps (n=).",
             seconds,
-            N_DRAWS,
+            prepared.objective.target.draws_of_a_step,
             1000 * seconds / 60,
         )
 
@@ -91,7 +90,7 @@ def _seconds(objective: Objective) -> float:
     if target.minibatches or target.block_size is None:
         return 0.0
     _, values = objective.split([v.get_value() for v in objective.variables])
-    noise = np.zeros((N_DRAWS, objective.size), pytensor.config.floatX)
+    noise = np.zeros((target.draws_of_a_step, objective.size), pytensor.config.floatX)
     target.score_many(values, noise)  # compiles
     begin = time.perf_counter()
     target.score_many(values, noise)

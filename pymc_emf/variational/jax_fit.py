@@ -71,7 +71,7 @@ def fit_by_jax(
         reason = f"The ELBO is not finite at step {step}; {KEPT}."
         with auxiliary("The search for its cause", "the cause is not known"):
             slower = ask.slower("optax.adam(1e-3)")
-            reason = explain(prepared.objective, values, key, ask.obj_n_mc, step, slower)
+            reason = explain(prepared.objective, values, key, prepared.n_draws(ask), step, slower)
         raise NonFiniteELBOError(reason, approx)
     if trained.error is not None:
         raise trained.error

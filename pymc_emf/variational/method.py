@@ -31,7 +31,7 @@ from pymc_emf.variational.approximation import EMFApproximation
 from pymc_emf.variational.checkpoint import Checkpoint
 from pymc_emf.variational.jax_fit import fit_by_jax
 from pymc_emf.variational.objective import Gradient
-from pymc_emf.variational.options import N_DRAWS, TOL, FitOptions, Options
+from pymc_emf.variational.options import TOL, FitOptions, Options
 from pymc_emf.variational.prepare import prepare
 from pymc_emf.variational.pymc_fit import fit_by_pymc, pymc_optimizer
 from pymc_emf.variational.state import MethodState
@@ -182,7 +182,7 @@ class EMFApprox(Inference):
         *,
         backend: str | None = None,
         include_transformed: bool = False,
-        obj_n_mc: int = N_DRAWS,
+        obj_n_mc: int | None = None,
         obj_optimizer: Optimizer | None = None,
         total_grad_norm_constraint: float | None = None,
         tol: float | None = TOL,
@@ -211,9 +211,10 @@ class EMFApprox(Inference):
             By default JAX, with fused steps. Others run PyMC's own loop, one step at a time.
         include_transformed : bool
             Whether ``approx.sample`` returns unconstrained values too.
-        obj_n_mc : int
-            Monte Carlo draws per step. Few and many steps are the quicker way: where the noise
-            of their gradients limits the fit, the falling rates average over it.
+        obj_n_mc : int, optional
+            Monte Carlo draws per step. By default 32, as steps with fewer hardly take less time,
+            down to 8 where the model has many elements or data, or computes large arrays, and
+            with other backends than JAX.
         obj_optimizer : optax.GradientTransformation or callable, optional
             An optax optimiser, or one of PyMC's own (``pm.adam(learning_rate=0.01)``). By
             default Adam with warm-up and cosine decay.

@@ -21,14 +21,15 @@ from pymc_emf.layers.gates import Gate
 from pymc_emf.layers.presets import LayerSpec, are_names, check_layers
 from pymc_emf.model.program import Program
 from pymc_emf.variational.objective import Gradient
+from pymc_emf.variational.target import FEWEST_DRAWS
 
-__all__ = ["GATE_LEARNING_RATE", "LEARNING_RATE", "N_DRAWS", "TOL", "FitOptions", "Options"]
+__all__ = ["GATE_LEARNING_RATE", "LEARNING_RATE", "TOL", "FitOptions", "Options"]
 
 LEARNING_RATE = 0.01
 #: Gates are sigmoids of 100 times their parameter, and take a tenth of the rate.
 GATE_LEARNING_RATE = 0.001
-#: Draws of a step, and nats for which it is not worth to go on.
-N_DRAWS, TOL = 8, 0.01
+#: Nats for which it is not worth to go on.
+TOL = 0.01
 
 Callback = Callable[[Any, np.ndarray | None, int], None]
 
@@ -105,7 +106,7 @@ class FitOptions:
     callbacks: Sequence[Callback] | None = None
     progressbar: bool = True
     progressbar_theme: Theme = default_progress_theme
-    obj_n_mc: int = N_DRAWS
+    obj_n_mc: int | None = None
     obj_optimizer: Any = None
     total_grad_norm_constraint: float | None = None
     tol: float | None = TOL
@@ -114,8 +115,10 @@ class FitOptions:
     checkpoint_every: int = 1000
 
     def __post_init__(self):
-        for name in ("n", "obj_n_mc", "checkpoint_every"):
+        for name in ("n", "checkpoint_every"):
             check_positive(name, getattr(self, name))
+        if self.obj_n_mc is not None:
+            check_positive("obj_n_mc", self.obj_n_mc)
         for name in ("tol", "total_grad_norm_constraint"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name))
@@ -127,8 +130,9 @@ class FitOptions:
         if norm is not None and not norm > 0:
             raise ValueError(f"total_grad_norm_constraint must be positive, got {norm!r}.")
         check_optimizer(self.obj_optimizer)
+        n_draws = FEWEST_DRAWS if self.obj_n_mc is None else self.obj_n_mc
         # a dataclass that is frozen can still complete itself
-        object.__setattr__(self, "devices", check_devices(self.devices, self.obj_n_mc))
+        object.__setattr__(self, "devices", check_devices(self.devices, n_draws))
         object.__setattr__(self, "callbacks", check_callbacks(self.callbacks))
         if self.checkpoint is not None and not Path(self.checkpoint).parent.is_dir():
             raise FileNotFoundError(
@@ -151,7 +155,7 @@ class FitOptions:
         return {
             "n": int(self.n),
             "score": self.scores,
-            "obj_n_mc": int(self.obj_n_mc),
+            "obj_n_mc": None if self.obj_n_mc is None else int(self.obj_n_mc),
             "obj_optimizer": "default" if self.obj_optimizer is None else "own",
             "total_grad_norm_constraint": self.total_grad_norm_constraint,
             "tol": self.tol,

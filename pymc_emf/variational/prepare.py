@@ -69,6 +69,10 @@ class Prepared:
     def model(self) -> pm.Model:
         return self.program.model
 
+    def n_draws(self, ask: FitOptions) -> int:
+        """Draws of a step."""
+        return ask.obj_n_mc or self.objective.target.draws_of_a_step
+
 
 @without_collection()
 def prepare(
@@ -185,7 +189,8 @@ def make_steps(
     ask : FitOptions
     known : Steps, optional
     """
-    settings = (ask.total_grad_norm_constraint, ask.obj_n_mc, ask.devices)
+    n_draws = prepared.n_draws(ask)
+    settings = (ask.total_grad_norm_constraint, n_draws, ask.devices)
     if known is not None and known.serves(ask.obj_optimizer, settings):
         return known
     objective = prepared.objective
@@ -197,12 +202,12 @@ def make_steps(
     dealt, everywhere = shardings(ask.devices)
     rates = [np.full(np.shape(value), LEARNING_RATE) for value in trained]
     chunk = make_chunk(
-        lambda key: objective.draw(key, ask.obj_n_mc, dealt),
+        lambda key: objective.draw(key, n_draws, dealt),
         objective.loss,
         optimizer,
         start_state(optimizer, trained, 1, rates, fixed),  # as long as any other
         CHUNK_SIZE,
-        ahead=max(1, MAX_NUMBERS_AHEAD // (ask.obj_n_mc * objective.size)),
+        ahead=max(1, MAX_NUMBERS_AHEAD // (n_draws * objective.size)),
         placement=everywhere,
     )
     return Steps(optimizer, chunk, ask.obj_optimizer, settings)

@@ -21,6 +21,7 @@ from pymc_emf.variational.check import explain
 from pymc_emf.variational.conclude import conclude
 from pymc_emf.variational.options import LEARNING_RATE, FitOptions
 from pymc_emf.variational.state import MethodState
+from pymc_emf.variational.target import FEWEST_DRAWS
 
 __all__ = ["fit_by_pymc", "pymc_optimizer"]
 
@@ -54,6 +55,7 @@ def fit_by_pymc(
     kept.keep(approx, rng, started)
     inference.hist = earlier = approx.hist
     watch = _Watch(approx, ask.callbacks)
+    n_draws = ask.obj_n_mc or FEWEST_DRAWS
     try:
         Inference.fit(
             inference,
@@ -62,7 +64,7 @@ def fit_by_pymc(
             watch.callbacks,
             ask.progressbar,
             ask.progressbar_theme,
-            obj_n_mc=ask.obj_n_mc,
+            obj_n_mc=n_draws,
             obj_optimizer=pymc_optimizer(ask.obj_optimizer),
             total_grad_norm_constraint=ask.total_grad_norm_constraint,
             **options,
@@ -74,7 +76,7 @@ def fit_by_pymc(
         approx.adopt(values, replace(approx.record, hist=hist, stopping=stopping, verdict=None))
         key = jax.random.key(int(rng.integers(2**31)))
         slower = ask.slower("pm.adam(learning_rate=1e-3)")
-        reason = explain(approx.objective, values, key, ask.obj_n_mc, step, slower)
+        reason = explain(approx.objective, values, key, n_draws, step, slower)
         raise NonFiniteELBOError(reason, approx) from error
     kept.n_steps += watch.done
     stopping = Stopping(watch.reason(ask.n), watch.done)

@@ -11,7 +11,8 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
-from pytensor.graph.basic import Constant
+from pytensor.graph.basic import Constant, Variable
+from pytensor.graph.traversal import ancestors
 from pytensor.tensor.sharedvar import SharedVariable
 
 from pymc_emf.engine.batch import batch_jax
@@ -21,7 +22,7 @@ from pymc_emf.layers import StructuredLayer
 from pymc_emf.model.density import split_batches
 from pymc_emf.variational.minibatches import Minibatches
 
-__all__ = ["Scored", "Target"]
+__all__ = ["FEWEST_DRAWS", "Scored", "Target"]
 
 #: Draws evaluated in one compiled call, and how many numbers they may hold together.
 MAX_BATCH_SIZE = 512
@@ -32,6 +33,8 @@ MAX_NUMBERS_CHECKED, MIN_CHECKED = 20_000_000, 500
 #: Of so many elements and data a single draw is as quick as its share of a block.
 MANY_NUMBERS = 20_000
 MAX_NUMBERS_TOGETHER = 10_000_000
+#: Draws of a step, and how many numbers they may hold together to be more than the fewest.
+FEWEST_DRAWS, MOST_DRAWS, MAX_NUMBERS_OF_A_STEP = 8, 32, 2**14
 
 type Values = Sequence[Any]
 
@@ -60,11 +63,15 @@ class Scored(NamedTuple):
 
 
 class _Compiled(NamedTuple):
-    """The model as one JAX function: value, batches of log-density terms, log|det F|."""
+    """The model as one JAX function: value, batches of log-density terms, log|det F|.
+
+    And the number of elements of the largest array that it computes, as far as shapes are known.
+    """
 
     function: Any
     names: list[list[str]]
     minibatches: Minibatches
+    largest: int
 
 
 class Target:
@@ -108,6 +115,7 @@ class Target:
         terms = [batch for _, batch in batches]
         outputs, minibatches = expose_minibatches([value, *terms, log_det])
         inputs = [*self.variables, noise, *(index for index, _ in minibatches)]
+        largest = max(map(_n_elements, ancestors(outputs, blockers=inputs)))
         try:
             function = jaxify(inputs, outputs, check_bounds=self.check_bounds, with_slopes=True)
         except NotImplementedError as error:
@@ -119,7 +127,7 @@ class Target:
                         f"The log density of {group[0]} cannot be compiled. {reason}"
                     ) from error
             raise
-        return _Compiled(function, names, Minibatches(minibatches))
+        return _Compiled(function, names, Minibatches(minibatches), largest)
 
     def rewrite(self) -> None:
         """Turn the graphs into JAX functions now, rather than at first use."""
@@ -143,14 +151,14 @@ class Target:
 
     def terms(self, values: Values, noise, minibatch):
         """Log-density terms, in order of ``term_names``."""
-        function, names, _ = self._compiled
+        function, names, *_ = self._compiled
         _, *batches, _ = function(*values, noise, *minibatch)
         terms = split_batches(list(zip(names, map(jnp.asarray, batches), strict=True)))
         return [terms[name] for name in self.term_names]
 
     def evaluate(self, values: Values, noise, minibatch):
         """Value, log joint density and log|det F|."""
-        function, names, _ = self._compiled
+        function, names, *_ = self._compiled
         value, *batches, log_det = function(*values, noise, *minibatch)
         totals = [
             batch.sum() if jnp.ndim(batch) else len(group) * batch
@@ -250,6 +258,13 @@ class Target:
         return max(self._n_numbers, self.minibatches.n_rows) >= MANY_NUMBERS
 
     @property
+    def draws_of_a_step(self) -> int:
+        """As many as cost little more than the fewest, whose number they are a multiple of."""
+        n_numbers = max(self._n_numbers, self.minibatches.n_rows, self._compiled.largest)
+        times = MAX_NUMBERS_OF_A_STEP // (FEWEST_DRAWS * n_numbers)
+        return FEWEST_DRAWS * min(max(times, 1), MOST_DRAWS // FEWEST_DRAWS)
+
+    @property
     def block_size(self) -> int | None:
         """Number of draws that are computed together; on a GPU all of a batch."""
         if jax.default_backend() != "cpu":
@@ -268,3 +283,10 @@ class Target:
         n_together = MAX_NUMBERS_TOGETHER // self._n_numbers
         whole_blocks = n_together - n_together % BLOCK_SIZE
         return min(max(whole_blocks, min(n_together, BLOCK_SIZE), 1), MAX_BATCH_SIZE)
+
+
+def _n_elements(variable: Variable) -> int:
+    """Elements of an array that is computed; none if that is not known, or it is a constant."""
+    shape = getattr(variable.type, "shape", (None,))
+    known = [n for n in shape if n is not None]
+    return 0 if variable.owner is None or len(known) < len(shape) else int(np.prod(known))

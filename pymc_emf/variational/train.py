@@ -194,7 +194,7 @@ def maximise_elbo(
     exactly = may_be_exact(prepared)
     # where steps are long, what they gain in their number is soon seen
     window = SHORT_WINDOW if exactly and prepared.objective.size > SPARSE_FROM else WINDOW
-    settled = stop_when_settled(ask.obj_n_mc, ask.tol, exactly, window)
+    settled = stop_when_settled(prepared.n_draws(ask), ask.tol, exactly, window)
     return train(
         run,
         steps.chunk,
