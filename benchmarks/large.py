@@ -36,6 +36,8 @@ from benchmarks.records import measure_missing
 
 REFERENCES = Path(__file__).parent / "data" / "large.npz"
 RECORDS = Path("results/large.json")
+#: Of the long runs, one file for each.
+RUNS = Path("results/large")
 
 #: Draws behind the moments of an approximation.
 DRAWS = 1000
@@ -411,16 +413,17 @@ def load_references() -> dict[str, dict[str, np.ndarray]]:
     return known
 
 
-def write_reference(name: str) -> None:
-    """Run nutpie again and again until the common parameters are known, and keep the moments."""
+def write_reference(name: str, folder: Path = RUNS) -> None:
+    """Run nutpie again and again until the common parameters are known, and keep the moments.
+
+    Runs that are in the folder are not made again.
+    """
     model = MODELS[name]()
     names, runs, effective = [rv.name for rv in model.free_RVs], [], 0.0
     while effective < 1 / PRECISION**2 and len(runs) < MAX_RUNS:
-        posterior, _ = _nutpie(model, 100 + len(runs), LONG)
-        runs.append(moments(posterior, names))
-        few = [n for n in names if posterior[n].size <= COMMON_SIZE * CHAINS * LONG]
-        known = az.ess(posterior[few or names]).to_array()
-        effective += float(known.min())
+        run, ess = _long_run(model, names, 100 + len(runs), folder / name)
+        runs.append(run)
+        effective += ess
     known = load_references()
     known[name] = {n: _pooled([run[n] for run in runs]) for n in names}
     arrays = {
@@ -431,6 +434,21 @@ def write_reference(name: str) -> None:
     REFERENCES.parent.mkdir(exist_ok=True)
     np.savez_compressed(REFERENCES, **arrays)
     print(f"{name}: {len(runs)} runs, {effective:.0f} effective draws of the common parameters")
+
+
+def _long_run(
+    model: pm.Model, names: list[str], seed: int, folder: Path
+) -> tuple[dict[str, np.ndarray], float]:
+    """Moments of a long run, and how many draws are effective for the common parameters."""
+    path = folder / f"{seed}.npz"
+    if not path.exists():
+        posterior, _ = _nutpie(model, seed, LONG)
+        few = [n for n in names if posterior[n].size <= COMMON_SIZE * CHAINS * LONG]
+        ess = float(az.ess(posterior[few or names]).to_array().min())
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, effective=ess, **moments(posterior, names))
+    with np.load(path) as file:
+        return {name: file[name] for name in names}, float(file["effective"])
 
 
 def _pooled(runs: list[np.ndarray]) -> np.ndarray:

@@ -17,6 +17,7 @@ import pytest
 import pymc_emf as emf
 
 from pymc_emf.engine.storage import read_arrays, write_arrays
+from pymc_emf.variational import target
 
 LAYERS = ["affine", "lower_triangular"]
 
@@ -356,3 +357,26 @@ def test_killed_at_random_moments(tmp_path):
     with np.load(tmp_path / "whole.npz") as whole, np.load(tmp_path / "result.npz") as result:
         for name in whole.files:
             np.testing.assert_array_equal(whole[name], result[name])
+
+
+def test_a_fit_that_took_more_draws(tmp_path, monkeypatch):
+    """Where the losses have stopped falling, but vary as if much were left; resumed, too."""
+    monkeypatch.setattr(target, "MAX_NUMBERS_OF_A_STEP", 0)
+    with pm.Model() as model:
+        x = pm.Normal("x", shape=2)
+        pm.Normal("y", x[0] - x[1], 0.2, observed=1.0)  # no independent normals come near
+
+    def begun():
+        return emf.EMFApprox(model, layers="affine", random_seed=1)
+
+    whole = begun().fit(8000, progressbar=False)
+    assert whole.stopping.reason == "converged"
+    at_first, in_the_end = whole.hist[:1000], whole.hist[-1000:]
+    assert 1.6 < at_first.std() / in_the_end.std() < 2.5  # of 8 draws, and of 32
+    given = {"checkpoint": tmp_path / "fit", "checkpoint_every": 100, "progressbar": False}
+    with pytest.raises(Stop):
+        begun().fit(8000, callbacks=[dies_after(whole.stopping.step - 100)], **given)
+    resumed = begun().fit(8000, **given)
+    np.testing.assert_array_equal(resumed.hist, whole.hist)
+    fixed = begun().fit(8000, obj_n_mc=8, progressbar=False)
+    assert 0.8 < at_first.std() / fixed.hist[-1000:].std() < 1.25

@@ -67,7 +67,7 @@ def test_plateau():
 class Going:
     """A run that is told to stop."""
 
-    n, reason, has_climbed = 10_000, "steps", False
+    n, reason, has_climbed, more_since = 10_000, "steps", False, None
     optimizer = Adam
 
     def __init__(self, losses):
@@ -75,6 +75,9 @@ class Going:
 
     def stop(self, reason, within):
         self.within = within
+
+    def take_more(self):
+        self.more_since = self.done
 
 
 @pytest.mark.parametrize(
@@ -85,6 +88,26 @@ def test_the_rates_fall_the_longer_the_more_their_noise_hides(sd, exact, share):
     run = Going(np.random.default_rng(0).normal(scale=sd, size=4000))
     stop_when_settled(8, 0.01, exact)(run)
     assert run.within == share * 4000
+
+
+def test_more_draws_where_noise_hides_what_is_left():
+    """Once, before the rates fall; losses of before do not count then."""
+    losses = np.random.default_rng(0).normal(size=4000)
+    run = Going(losses)
+    stop_when_settled(8, 0.01, True, n_more=32)(run)
+    assert (run.more_since, run.within) == (4000, None)
+    # as much is left, and the losses still fall
+    falling = np.random.default_rng(1).normal(scale=0.5, size=1200) - np.linspace(0, 5, 1200)
+    run.losses_so_far, run.done = np.append(losses, falling), 5200
+    stop_when_settled(8, 0.01, True, n_more=32)(run)
+    assert (run.more_since, run.within) == (4000, None)
+    run.losses_so_far, run.done = np.append(losses, losses[:1200] / 2), 5200
+    stop_when_settled(8, 0.01, True, n_more=32)(run)
+    assert (run.more_since, run.within) == (4000, 2600)
+
+    close = Going(0.05 * losses)  # nothing is hidden
+    stop_when_settled(8, 0.01, True, n_more=32)(close)
+    assert (close.more_since, close.within) == (None, 2000)
 
 
 def test_exactness():

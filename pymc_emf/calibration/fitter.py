@@ -13,7 +13,7 @@ from pymc_emf.variational.draws import Draws
 from pymc_emf.variational.options import FitOptions
 from pymc_emf.variational.prepare import Prepared, make_steps
 from pymc_emf.variational.start import find_start
-from pymc_emf.variational.train import begin_run, maximise_elbo
+from pymc_emf.variational.train import begin_run, draws_at_the_end, maximise_elbo
 
 __all__ = ["Fitter", "Ranked", "Simulated"]
 
@@ -85,7 +85,7 @@ class Fitter:
         if trained.failed:
             step = len(trained.losses)
             slower = self.ask.slower("optax.adam(1e-3)")
-            n_draws = self.prepared.n_draws(self.ask)
+            n_draws = draws_at_the_end(self.prepared, run, self.ask)
             reason = explain(objective, after, run.key, n_draws, step, slower)
             raise NonFiniteELBOError(reason)
         checked = check(objective, started.values, after, rng)

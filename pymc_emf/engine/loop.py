@@ -113,12 +113,15 @@ class Steps:
         The optimiser that was asked for, or None.
     settings : tuple
         All else that the loop was compiled for.
+    more : Chunk or None
+        The same steps with more draws each, for runs whose noise they help.
     """
 
     optimizer: Optimizer
     chunk: Chunk
     given: Any
     settings: tuple[Any, ...]
+    more: Chunk | None = None
 
     def serves(self, given: Any, settings: tuple[Any, ...]) -> bool:
         """Whether another fit, which asks for these, can use it: optimisers must be the same."""

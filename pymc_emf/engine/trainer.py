@@ -87,6 +87,8 @@ class Run:
         Why it ends there, see :class:`Stopping`.
     best : Best or None
         None before there is one, or if nobody asked to keep it.
+    more_since : int or None
+        The step since which each takes more draws; None as long as none does.
     """
 
     optimizer: Optimizer
@@ -96,6 +98,7 @@ class Run:
     end: int
     reason: str = "steps"
     best: Best | None = None
+    more_since: int | None = None
 
     @classmethod
     def begin(
@@ -159,6 +162,10 @@ class Run:
         self.state = state  # last: an interrupt may strike before
         return size
 
+    def take_more(self) -> None:
+        """Take more draws from here on."""
+        self.more_since = self.done
+
     def stop(self, reason: str, within: int = 0) -> None:
         """End now, or once the rates have fallen to zero over some further steps."""
         self.reason, self.end = reason, min(self.n, self.done + within)
@@ -200,6 +207,7 @@ class Run:
     def numbers(self) -> tuple[dict[str, Any], list[np.ndarray]]:
         """All of it: what JSON can hold, and arrays."""
         plain: dict[str, Any] = {"seed": self.seed, "end": self.end, "reason": self.reason}
+        plain["more_since"] = self.more_since
         leaves = [np.asarray(_data(leaf)) for leaf in jax.tree.leaves(self.state)]
         if self.best is not None:
             plain["best"] = [*self.best.level, self.best.step]
@@ -301,6 +309,7 @@ def train(
     callbacks: Sequence[Any] = (),
     progressbar: bool = True,
     progressbar_theme: Theme = default_progress_theme,
+    more: Chunk | None = None,
 ) -> Trained:
     """Take the steps of a run.
 
@@ -318,6 +327,8 @@ def train(
         tenth of the run, and ends where a callback's attribute ``every`` asks for.
     progressbar : bool
     progressbar_theme : rich.theme.Theme
+    more : Chunk, optional
+        Takes the steps of a run that takes more draws.
     """
     column = TextColumn("{task.fields[loss]}")
     bar = progress_bar(progressbar and not run.over, progressbar_theme, column)
@@ -327,8 +338,10 @@ def train(
         with bar:
             task = bar.add_task("Fitting", total=run.n, completed=run.done, loss="")
             while not run.over:
+                now = chunk if more is None or run.more_since is None else more
+                now.wait()
                 begin = time.perf_counter()
-                size = run.advance(chunk, _longest(run, callbacks))
+                size = run.advance(now, _longest(run, callbacks))
                 stepping += time.perf_counter() - begin
                 shown = [f"Average Loss = {average(run.losses_so_far):,.5g}"]
                 bar.update(task, advance=size, loss=shown[0])
@@ -388,7 +401,11 @@ def keep_the_best(run: Run) -> None:
 
 
 def stop_when_settled(
-    n_draws: int, tol: float | None, may_be_exact: bool, window: int = WINDOW
+    n_draws: int,
+    tol: float | None,
+    may_be_exact: bool,
+    window: int = WINDOW,
+    n_more: int | None = None,
 ) -> Observer:
     """Make an observer that ends a run whose losses say that there is nothing more to gain.
 
@@ -403,18 +420,26 @@ def stop_when_settled(
         the wrong parameters of a model nor over the rows of a minibatch do they.
     window : int
         See :func:`has_plateaued`.
+    n_more : int, optional
+        Draws that there may be instead. They are taken where the losses have stopped falling, but
+        their noise says that much is left.
     """
     dtype = np.dtype(pytensor.config.floatX)
 
     def observe(run: Run) -> None:
         losses = run.losses_so_far
         latest = min(CHUNK_SIZE, run.n)
-        if may_be_exact and is_exact(losses[-latest:], n_draws, latest, dtype):
+        n_now = n_draws if n_more is None or run.more_since is None else n_more
+        if may_be_exact and is_exact(losses[-latest:], n_now, latest, dtype):
             run.stop("exact")
         elif tol is not None and run.reason == "steps":
-            left = divergence_left(losses[-CHUNK_SIZE:], n_draws) if may_be_exact else np.nan
-            if left < tol or has_plateaued(losses, tol, window):
-                share = COOL_DOWN_SHARE_OF_FAR if left > FAR * tol else COOL_DOWN_SHARE
+            left = divergence_left(losses[-CHUNK_SIZE:], n_now) if may_be_exact else np.nan
+            if left < tol or has_plateaued(losses[run.more_since or 0 :], tol, window):
+                far = left > FAR * tol and run.more_since is None
+                if far and n_more is not None:
+                    run.take_more()
+                    return
+                share = COOL_DOWN_SHARE_OF_FAR if far else COOL_DOWN_SHARE
                 within = max(COOL_DOWN, int(run.done * share))
                 if run.has_climbed:
                     run.go_back(within)

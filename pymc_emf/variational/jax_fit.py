@@ -29,6 +29,7 @@ from pymc_emf.variational.start import Started
 from pymc_emf.variational.state import MethodState
 from pymc_emf.variational.train import (
     begin_run,
+    draws_at_the_end,
     end_at_start,
     is_often_enough,
     maximise_elbo,
@@ -71,7 +72,8 @@ def fit_by_jax(
         reason = f"The ELBO is not finite at step {step}; {KEPT}."
         with auxiliary("The search for its cause", "the cause is not known"):
             slower = ask.slower("optax.adam(1e-3)")
-            reason = explain(prepared.objective, values, key, prepared.n_draws(ask), step, slower)
+            n_draws = draws_at_the_end(prepared, run, ask)
+            reason = explain(prepared.objective, values, key, n_draws, step, slower)
         raise NonFiniteELBOError(reason, approx)
     if trained.error is not None:
         raise trained.error

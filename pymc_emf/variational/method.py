@@ -212,9 +212,9 @@ class EMFApprox(Inference):
         include_transformed : bool
             Whether ``approx.sample`` returns unconstrained values too.
         obj_n_mc : int, optional
-            Monte Carlo draws per step. By default 32, as steps with fewer hardly take less time,
-            down to 8 where the model has many elements or data, or computes large arrays, and
-            with other backends than JAX.
+            Monte Carlo draws per step. By default 32, as steps with fewer hardly take less time;
+            down to 8 where the model has many elements or data, or computes large arrays, until
+            their noise is what limits the fit. With other backends than JAX 8.
         obj_optimizer : optax.GradientTransformation or callable, optional
             An optax optimiser, or one of PyMC's own (``pm.adam(learning_rate=0.01)``). By
             default Adam with warm-up and cosine decay.

@@ -11,7 +11,7 @@ import pytensor
 
 from pymc_emf.engine.devices import shardings
 from pymc_emf.engine.garbage import without_collection
-from pymc_emf.engine.loop import CHUNK_SIZE, Steps, make_chunk, start_state
+from pymc_emf.engine.loop import CHUNK_SIZE, Chunk, Steps, make_chunk, start_state
 from pymc_emf.engine.optimizers import make_optimizer
 from pymc_emf.layers.presets import (
     SPARSE_FROM,
@@ -30,7 +30,7 @@ from pymc_emf.variational.objective import Objective, Values
 from pymc_emf.variational.options import LEARNING_RATE, FitOptions, Options
 from pymc_emf.variational.probing import Structure, find_structure
 from pymc_emf.variational.regression import ScoreFn, regress_scores
-from pymc_emf.variational.target import Target
+from pymc_emf.variational.target import MOST_DRAWS, Target
 
 __all__ = ["Prepared", "make_steps", "prepare"]
 
@@ -72,6 +72,14 @@ class Prepared:
     def n_draws(self, ask: FitOptions) -> int:
         """Draws of a step."""
         return ask.obj_n_mc or self.objective.target.draws_of_a_step
+
+    def n_more(self, ask: FitOptions) -> int | None:
+        """Those of a step whose noise is all that there is; None if they stay as many.
+
+        What many elements lack adds up, and it is not the noise of the steps.
+        """
+        fixed = ask.obj_n_mc is not None or self.n_draws(ask) == MOST_DRAWS
+        return None if fixed or self.objective.size > SPARSE_FROM else MOST_DRAWS
 
 
 @without_collection()
@@ -189,8 +197,8 @@ def make_steps(
     ask : FitOptions
     known : Steps, optional
     """
-    n_draws = prepared.n_draws(ask)
-    settings = (ask.total_grad_norm_constraint, n_draws, ask.devices)
+    n_draws, n_more = prepared.n_draws(ask), prepared.n_more(ask)
+    settings = (ask.total_grad_norm_constraint, n_draws, n_more, ask.devices)
     if known is not None and known.serves(ask.obj_optimizer, settings):
         return known
     objective = prepared.objective
@@ -201,13 +209,18 @@ def make_steps(
     )
     dealt, everywhere = shardings(ask.devices)
     rates = [np.full(np.shape(value), LEARNING_RATE) for value in trained]
-    chunk = make_chunk(
-        lambda key: objective.draw(key, n_draws, dealt),
-        objective.loss,
-        optimizer,
-        start_state(optimizer, trained, 1, rates, fixed),  # as long as any other
-        CHUNK_SIZE,
-        ahead=max(1, MAX_NUMBERS_AHEAD // (n_draws * objective.size)),
-        placement=everywhere,
-    )
-    return Steps(optimizer, chunk, ask.obj_optimizer, settings)
+    state = start_state(optimizer, trained, 1, rates, fixed)  # as long as any other
+
+    def chunk(n: int) -> Chunk:
+        return make_chunk(
+            lambda key: objective.draw(key, n, dealt),
+            objective.loss,
+            optimizer,
+            state,
+            CHUNK_SIZE,
+            ahead=max(1, MAX_NUMBERS_AHEAD // (n * objective.size)),
+            placement=everywhere,
+        )
+
+    more = None if n_more is None else chunk(n_more)
+    return Steps(optimizer, chunk(n_draws), ask.obj_optimizer, settings, more)

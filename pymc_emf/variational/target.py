@@ -22,7 +22,7 @@ from pymc_emf.layers import StructuredLayer
 from pymc_emf.model.density import split_batches
 from pymc_emf.variational.minibatches import Minibatches
 
-__all__ = ["FEWEST_DRAWS", "Scored", "Target"]
+__all__ = ["FEWEST_DRAWS", "MOST_DRAWS", "Scored", "Target"]
 
 #: Draws evaluated in one compiled call, and how many numbers they may hold together.
 MAX_BATCH_SIZE = 512

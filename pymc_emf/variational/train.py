@@ -32,6 +32,7 @@ from pymc_emf.variational.verdict import ENOUGH, MANY_ELEMENTS, Drawn, draw, jud
 
 __all__ = [
     "begin_run",
+    "draws_at_the_end",
     "end_at_start",
     "is_often_enough",
     "maximise_elbo",
@@ -66,6 +67,12 @@ def begin_run(
         objective.fixed(values),
     )
     return Run.begin(steps.optimizer, state, int(rng.integers(2**31)), n, started.level)
+
+
+def draws_at_the_end(prepared: Prepared, run: Run, ask: FitOptions) -> int:
+    """Draws of the last step of a run."""
+    more = prepared.n_more(ask)
+    return prepared.n_draws(ask) if more is None or run.more_since is None else more
 
 
 def may_be_exact(prepared: Prepared) -> bool:
@@ -194,7 +201,8 @@ def maximise_elbo(
     exactly = may_be_exact(prepared)
     # where steps are long, what they gain in their number is soon seen
     window = SHORT_WINDOW if exactly and prepared.objective.size > SPARSE_FROM else WINDOW
-    settled = stop_when_settled(prepared.n_draws(ask), ask.tol, exactly, window)
+    n_draws, n_more = prepared.n_draws(ask), prepared.n_more(ask)
+    settled = stop_when_settled(n_draws, ask.tol, exactly, window, n_more)
     return train(
         run,
         steps.chunk,
@@ -202,4 +210,5 @@ def maximise_elbo(
         callbacks=ask.callbacks or (),
         progressbar=ask.progressbar,
         progressbar_theme=ask.progressbar_theme,
+        more=steps.more,
     )
