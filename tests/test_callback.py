@@ -81,8 +81,8 @@ def fewer_draws():
 
 @pytest.fixture(scope="module")
 def twins():
-    """Fits of the model with the operation, and of the one without."""
-    options = {"random_seed": 1, "layers": "affine", **quiet}
+    """Fits of the model with the operation, and of the one without, by as many draws."""
+    options = {"random_seed": 1, "layers": "affine", "obj_n_mc": 8, **quiet}
     return [
         emf.fit(100, model=model, **options)
         for model in (own(), decay(lambda rate: pt.exp(-rate * TIMES)))

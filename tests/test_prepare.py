@@ -5,6 +5,8 @@ import pymc as pm
 import pytensor.tensor as pt
 import pytest
 
+from pytensor.graph.op import Op
+
 from pymc_emf.model.program import Program
 from pymc_emf.variational.options import FitOptions, Options
 from pymc_emf.variational.prepare import make_steps, prepare
@@ -28,6 +30,25 @@ def kernel(n):
     return model
 
 
+class Unknown(Op):
+    """The identity, of which JAX has no implementation."""
+
+    itypes, otypes = [pt.dvector], [pt.dvector]
+
+    def perform(self, node, inputs, outputs):
+        outputs[0][0] = inputs[0].copy()
+
+    def pullback(self, inputs, outputs, cotangents):
+        return cotangents
+
+
+def unknown():
+    with pm.Model() as model:
+        x = pm.Normal("x", shape=2)
+        pm.Normal("y", Unknown()(x.astype("float64")), 1.0, observed=np.zeros(2))
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "n_draws"),
     [
@@ -36,13 +57,17 @@ def kernel(n):
         (lambda: rows(5000), 8),
         (lambda: rows(5000, minibatch=10), 8),
         (lambda: kernel(60), 8),
+        (unknown, 8),
     ],
-    ids=["few rows", "a thousand", "many", "minibatches of many", "large arrays"],
+    ids=["few rows", "a thousand", "many", "minibatches of many", "large arrays", "Python"],
 )
-def test_draws_of_a_step(model, n_draws):
+def test_draws_of_a_step(model, n_draws, request):
     """As many as cost little, unless their number is given."""
     prepared = prepare(Program(model()), Options(layers="affine"), np.random.default_rng(0))
     assert prepared.n_draws(FitOptions()) == n_draws
     assert prepared.n_draws(FitOptions(obj_n_mc=3)) == 3
+    more = {"few rows": None, "Python": None}.get(request.node.callspec.id, 32)
+    assert prepared.n_more(FitOptions()) == more
+    assert prepared.n_more(FitOptions(obj_n_mc=3)) is None
     steps = make_steps(prepared, prepared.initial, FitOptions())
     assert n_draws in steps.settings

@@ -432,6 +432,8 @@ def test_any_graph_can_be_eliminated(size, n_edges, seed):
     order = emf.eliminate(neighbours)
     assert sorted([*order.core, *order.others]) == list(range(size))
     assert emf.Elimination.from_lists(*order.to_lists()).to_lists() == order.to_lists()
+    older = emf.Elimination.from_lists(*order.to_lists()[:-1])  # as files of earlier versions
+    assert older.n_inputs == order.n_coefficients
     # drawn in this order, each given those before: the factor of the reversed precision
     position = [*order.core, *order.others]
     reversed_precision = precision[np.ix_(position, position)][::-1, ::-1]

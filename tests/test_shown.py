@@ -144,7 +144,7 @@ class TestBeforeTheFit:
         monkeypatch.setattr(first_look, "SLOW", 0.0)
         emf.fit(1, model=line.model, layers="affine", **quiet)
         (message,) = [r.getMessage() for r in caplog.records if "is slow" in r.getMessage()]
-        assert "for the 8 draws of a step, so that 1,000 steps take" in message
+        assert "for the 32 draws of a step, so that 1,000 steps take" in message
 
     def test_pytensor_is_quiet(self, caplog):
         """One of its rewrites fails on truth values, and says so for pages."""

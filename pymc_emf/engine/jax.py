@@ -46,6 +46,7 @@ def jaxify(
     *,
     check_bounds: bool = True,
     with_slopes: bool = False,
+    called: list[Called] | None = None,
 ) -> Callable[..., tuple[Any, ...]]:
     """Rewrite a PyTensor graph once and return it as a JAX function.
 
@@ -59,6 +60,8 @@ def jaxify(
         Whether PyMC's parameter checks make a log density minus infinity, or are dropped.
     with_slopes : bool
         Whether derivatives will be asked for, which operations unknown to JAX may lack.
+    called : list, optional
+        Gets those operations, which are called back in Python.
 
     Returns
     -------
@@ -92,10 +95,12 @@ def jaxify(
     with pytensor.config.change_flags(traceback__limit=0):
         use_log_ndtr(fgraph)
         mode.optimizer.rewrite(fgraph)
-    called = _mend(fgraph)
+    unknown = _mend(fgraph)
     if with_slopes:
-        for op in called:
+        for op in unknown:
             _ = op.slopes
+    if called is not None:
+        called += unknown
     with warnings.catch_warnings():
         # shape assertions of PyTensor's own, which JAX would ignore as it ignores its own
         warnings.filterwarnings("ignore", message="Skipping .* Op", category=UserWarning)

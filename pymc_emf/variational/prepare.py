@@ -79,7 +79,8 @@ class Prepared:
         What many elements lack adds up, and it is not the noise of the steps.
         """
         fixed = ask.obj_n_mc is not None or self.n_draws(ask) == MOST_DRAWS
-        return None if fixed or self.objective.size > SPARSE_FROM else MOST_DRAWS
+        dear = self.objective.target.calls_python
+        return None if fixed or dear or self.objective.size > SPARSE_FROM else MOST_DRAWS
 
 
 @without_collection()

@@ -16,6 +16,7 @@ from pytensor.graph.traversal import ancestors
 from pytensor.tensor.sharedvar import SharedVariable
 
 from pymc_emf.engine.batch import batch_jax
+from pymc_emf.engine.callback import Called
 from pymc_emf.engine.graph import expose_minibatches
 from pymc_emf.engine.jax import jaxify
 from pymc_emf.layers import StructuredLayer
@@ -65,13 +66,15 @@ class Scored(NamedTuple):
 class _Compiled(NamedTuple):
     """The model as one JAX function: value, batches of log-density terms, log|det F|.
 
-    And the number of elements of the largest array that it computes, as far as shapes are known.
+    And the number of elements of the largest array that it computes, as far as shapes are known,
+    and whether it calls Python, draw by draw.
     """
 
     function: Any
     names: list[list[str]]
     minibatches: Minibatches
     largest: int
+    calls_python: bool
 
 
 class Target:
@@ -116,8 +119,11 @@ class Target:
         outputs, minibatches = expose_minibatches([value, *terms, log_det])
         inputs = [*self.variables, noise, *(index for index, _ in minibatches)]
         largest = max(map(_n_elements, ancestors(outputs, blockers=inputs)))
+        called: list[Called] = []
         try:
-            function = jaxify(inputs, outputs, check_bounds=self.check_bounds, with_slopes=True)
+            function = jaxify(
+                inputs, outputs, check_bounds=self.check_bounds, with_slopes=True, called=called
+            )
         except NotImplementedError as error:
             for group, term in zip(names, outputs[1:-1], strict=True):
                 try:
@@ -127,7 +133,7 @@ class Target:
                         f"The log density of {group[0]} cannot be compiled. {reason}"
                     ) from error
             raise
-        return _Compiled(function, names, Minibatches(minibatches), largest)
+        return _Compiled(function, names, Minibatches(minibatches), largest, bool(called))
 
     def rewrite(self) -> None:
         """Turn the graphs into JAX functions now, rather than at first use."""
@@ -258,8 +264,15 @@ class Target:
         return max(self._n_numbers, self.minibatches.n_rows) >= MANY_NUMBERS
 
     @property
+    def calls_python(self) -> bool:
+        """Whether every draw costs as much as the first."""
+        return self._compiled.calls_python
+
+    @property
     def draws_of_a_step(self) -> int:
         """As many as cost little more than the fewest, whose number they are a multiple of."""
+        if self.calls_python:
+            return FEWEST_DRAWS
         n_numbers = max(self._n_numbers, self.minibatches.n_rows, self._compiled.largest)
         times = MAX_NUMBERS_OF_A_STEP // (FEWEST_DRAWS * n_numbers)
         return FEWEST_DRAWS * min(max(times, 1), MOST_DRAWS // FEWEST_DRAWS)
