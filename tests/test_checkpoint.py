@@ -359,6 +359,13 @@ def test_killed_at_random_moments(tmp_path):
             np.testing.assert_array_equal(whole[name], result[name])
 
 
+def test_draws_may_be_left_open(path, whole):
+    """Earlier versions wrote the number of draws that was the default."""
+    with pytest.raises(Stop):
+        fit(path, obj_n_mc=None, callbacks=[dies_after(500)])
+    np.testing.assert_array_equal(fit(path, obj_n_mc=None).hist, whole[0]["hist"])
+
+
 def test_a_fit_that_took_more_draws(tmp_path, monkeypatch):
     """Where the losses have stopped falling, but vary as if much were left; resumed, too."""
     monkeypatch.setattr(target, "MAX_NUMBERS_OF_A_STEP", 0)

@@ -5,11 +5,10 @@ import pymc as pm
 import pytensor.tensor as pt
 import pytest
 
-from pytensor.graph.op import Op
-
 from pymc_emf.model.program import Program
 from pymc_emf.variational.options import FitOptions, Options
 from pymc_emf.variational.prepare import make_steps, prepare
+from tests.test_callback import own
 
 
 def rows(n, minibatch=None):
@@ -30,25 +29,6 @@ def kernel(n):
     return model
 
 
-class Unknown(Op):
-    """The identity, of which JAX has no implementation."""
-
-    itypes, otypes = [pt.dvector], [pt.dvector]
-
-    def perform(self, node, inputs, outputs):
-        outputs[0][0] = inputs[0].copy()
-
-    def pullback(self, inputs, outputs, cotangents):
-        return cotangents
-
-
-def unknown():
-    with pm.Model() as model:
-        x = pm.Normal("x", shape=2)
-        pm.Normal("y", Unknown()(x.astype("float64")), 1.0, observed=np.zeros(2))
-    return model
-
-
 @pytest.mark.parametrize(
     ("model", "n_draws"),
     [
@@ -57,7 +37,7 @@ def unknown():
         (lambda: rows(5000), 8),
         (lambda: rows(5000, minibatch=10), 8),
         (lambda: kernel(60), 8),
-        (unknown, 8),
+        (own, 8),
     ],
     ids=["few rows", "a thousand", "many", "minibatches of many", "large arrays", "Python"],
 )

@@ -23,6 +23,9 @@ __all__ = ["Checkpoint", "TakenUp"]
 
 logger = logging.getLogger(__name__)
 
+#: Settings of which, where they are None, those serve with which the fit was begun.
+LEFT_OPEN = "random_seed", "obj_n_mc"
+
 
 @dataclass(frozen=True)
 class TakenUp:
@@ -57,7 +60,8 @@ class Checkpoint:
     every : int
         Steps between two writes.
     settings : dict
-        All that decides how the fit goes, which must be the same when it is taken up.
+        All that decides how the fit goes, which must be the same when it is taken up, or left
+        open then.
 
     Raises
     ------
@@ -68,7 +72,7 @@ class Checkpoint:
     def __init__(self, path: str | os.PathLike, every: int, settings: Mapping[str, Any]):
         self.path = Path(path)
         self.every = every
-        self.settings = settings
+        self.settings = dict(settings)
         self._written: int | None = None
         self._saved: Saved | None = None
         if self.path.exists():
@@ -78,6 +82,10 @@ class Checkpoint:
                     f"{path} holds an approximation that was saved, not a fit on its way; give "
                     "another checkpoint=."
                 )
+            begun = self._saved.header["fit"]["settings"]
+            for name in LEFT_OPEN:
+                if self.settings[name] is None:
+                    self.settings[name] = begun[name]
 
     @property
     def exists(self) -> bool:
@@ -95,10 +103,7 @@ class Checkpoint:
         if saved is None:
             return
         saved.check_variables(prepared.program)
-        old, settings = saved.header["fit"]["settings"], dict(self.settings)
-        if settings["random_seed"] is None:  # any will do
-            settings["random_seed"] = old["random_seed"]
-        check_settings(saved, old, settings)
+        check_settings(saved, saved.header["fit"]["settings"], self.settings)
         values_of(saved, prepared)
 
     def take_up(self, prepared: Prepared, steps: Steps) -> TakenUp:

@@ -277,6 +277,8 @@ class EMFApprox(Inference):
         with_jax = _is_jax(backend, compile_kwargs)
         _check_engine(ask, with_jax, compile_kwargs, kwargs)
         file = None if ask.checkpoint is None else self._checkpoint(ask)
+        if file is not None:
+            ask = replace(ask, obj_n_mc=file.settings["obj_n_mc"])
         rng = deepcopy(self._kept.rng)  # a fit that fails leaves the method as it was
         approx = self._bind(rng)
         try:
