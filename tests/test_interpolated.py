@@ -1,5 +1,9 @@
 """Quantiles of known distributions, by tables."""
 
+import os
+
+from types import SimpleNamespace
+
 import numpy as np
 import pymc as pm
 import pytensor
@@ -12,6 +16,7 @@ from scipy.special import expit
 import pymc_emf as emf
 
 from pymc_emf.bijections.families.by_density import beta_logit, gamma_log, student_t
+from pymc_emf.bijections.numerics import interpolated, table_files
 from pymc_emf.bijections.numerics.interpolated import _Interpolated
 from pymc_emf.engine.jax import jaxify
 from tests.helpers import UNREWRITTEN
@@ -113,3 +118,84 @@ def test_a_gate():
     back, log_det_back = compiled.inverse(value)
     np.testing.assert_allclose(back, noise, atol=1e-8)
     assert log_det_back == pytest.approx(-log_det)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Where tables are kept."""
+    config = SimpleNamespace(compiledir=tmp_path / "home")
+    here = SimpleNamespace(config=config, __version__=pytensor.__version__)
+    monkeypatch.setattr(table_files, "pytensor", here)
+    return tmp_path / "home" / "pymc_emf_tables"
+
+
+def arrays(number, asked):
+    def make():
+        asked.append(number)
+        return np.full(3, float(number)), np.arange(2.0)
+
+    return make
+
+
+def test_tables_are_made_once(home, monkeypatch):
+    asked = []
+    for key, number in (("a", 1), ("b", 2), ("a", 3)):
+        first, second = table_files.kept_on_disk(key, arrays(number, asked))
+        np.testing.assert_array_equal(first, 2.0 if key == "b" else 1.0)
+        np.testing.assert_array_equal(second, [0.0, 1.0])
+    assert asked == [1, 2]
+    monkeypatch.setattr(table_files, "_code", lambda: "other code")
+    table_files.kept_on_disk("a", arrays(4, asked))
+    assert asked == [1, 2, 4]
+    assert table_files.kept_on_disk("none", lambda: None) is None
+    assert len(list(home.iterdir())) == 3
+
+
+@pytest.mark.parametrize("damage", [b"", b"no table", "cut", "turned"])
+def test_a_damaged_file_is_made_anew(home, damage):
+    asked = []
+    table_files.kept_on_disk("a", arrays(1, asked))
+    (file,) = home.iterdir()
+    whole = file.read_bytes()
+    if damage == "cut":
+        damage = whole[: len(whole) // 2]
+    elif damage == "turned":
+        middle = len(whole) // 3
+        damage = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
+    file.write_bytes(damage)
+    first, _ = table_files.kept_on_disk("a", arrays(1, asked))
+    np.testing.assert_array_equal(first, 1.0)
+    assert asked == [1, 1]
+    table_files.kept_on_disk("a", arrays(1, asked))
+    assert asked == [1, 1]
+
+
+def test_a_folder_that_cannot_be_written_to_is_no_error(home):
+    home.parent.write_text("a file where the folder would be")
+    first, _ = table_files.kept_on_disk("a", arrays(1, []))
+    np.testing.assert_array_equal(first, 1.0)
+
+
+def test_the_oldest_files_give_way(home, monkeypatch):
+    monkeypatch.setattr(table_files, "MAX_FILES", 2)
+    asked = []
+    for i, key in enumerate("abc"):
+        table_files.kept_on_disk(key, arrays(i, asked))
+        for file in home.iterdir():  # the clock of a disk may be slow
+            os.utime(file, ns=(0, file.stat().st_mtime_ns - 10**9))
+    assert len(list(home.iterdir())) == 2
+    table_files.kept_on_disk("c", arrays(2, asked))
+    assert asked == [0, 1, 2]
+
+
+def test_a_table_is_read_and_not_made(home, monkeypatch):
+    exact = beta_logit(pt.constant(2.5), pt.constant(3.5)).tables
+    interpolated._tables.cache_clear()
+
+    def refuse(*args):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(interpolated, "_make_tables", refuse)
+    again = beta_logit(pt.constant(2.5), pt.constant(3.5)).tables
+    for one, other in zip(exact, again, strict=True):
+        np.testing.assert_array_equal(one, other)

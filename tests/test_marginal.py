@@ -282,7 +282,7 @@ def test_chains_are_asked_where_weights_vary(approx, observed, rng, monkeypatch)
 @pytest.mark.parametrize("limit", [None, "FORGOTTEN", "N_SE_OF_DRIFT", "MAX_SE_OF_CHAINS"])
 def test_chains_that_have_not_arrived_do_not_tell(approx, rng, monkeypatch, limit):
     monkeypatch.setattr(marginal, "SE_OF_CHAINS", 0.0)  # all transitions
-    monkeypatch.setattr(marginal, "MAX_TRANSITIONS", 8)
+    monkeypatch.setattr(marginal, "MAX_TRANSITIONS", 2 * marginal.MIN_KEPT)
     if limit is not None:
         monkeypatch.setattr(marginal, limit, 0.0)
     noise = rng.normal(size=(500, approx.objective.size))

@@ -1,7 +1,7 @@
 """The fused optimisation loop: a chunk of steps is one compiled call."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from jax.sharding import Sharding
 from pymc_emf.engine.callback import as_raised
 from pymc_emf.engine.forks import refuse_fork
 from pymc_emf.engine.optimizers import Optimizer, Values
+from pymc_emf.engine.threads import in_background
 
 __all__ = [
     "CHUNK_SIZE",
@@ -83,7 +84,7 @@ class Chunk:
     @cached_property
     def _compiled(self) -> Future[jax.stages.Compiled]:
         refuse_fork()
-        return _COMPILER.submit(self._lower().compile)
+        return in_background(self._lower().compile)
 
     def begin(self) -> None:
         """Begin to compile, unless that has begun: trace here, and let XLA work on."""
@@ -126,9 +127,6 @@ class Steps:
     def serves(self, given: Any, settings: tuple[Any, ...]) -> bool:
         """Whether another fit, which asks for these, can use it: optimisers must be the same."""
         return self.given is given and self.settings == settings
-
-
-_COMPILER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pymc_emf_compile")
 
 
 def start_state(

@@ -3,11 +3,11 @@
 import os
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
-__all__ = ["N_THREADS", "side_by_side"]
+__all__ = ["N_THREADS", "in_background", "side_by_side"]
 
 #: More of it at the same time takes more memory, too.
 N_THREADS = min(os.cpu_count() or 1, 4)
@@ -31,3 +31,13 @@ def side_by_side(function: Callable[[Any], Any], items: Sequence[Any]) -> list[A
 @cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(N_THREADS, thread_name_prefix="pymc_emf")
+
+
+def in_background[T](function: Callable[[], T]) -> Future[T]:
+    """Call a function, such as one that compiles, beside all else and after others of its kind."""
+    return _compiler().submit(function)
+
+
+@cache
+def _compiler() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="pymc_emf_compile")

@@ -1,5 +1,7 @@
 """Trainable affine layer before elements each of which is normal given a few others."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytensor.tensor as pt
 
@@ -103,11 +105,24 @@ class ConditionalAffine(ElementwiseFramed):
         frame = pt.log(pt.diag(self.frame_core)).sum() + sum(x.sum() for x in log_scales)
         return self.log_scale.sum() + frame
 
+    def _by_rounds(self, *of_others):
+        """Vectors of the others, each in pieces of the rounds.
+
+        Split and not sliced: the derivative of many slices is a sum of as many whole vectors.
+        """
+        sizes = [len(round.parents) for round in self.elimination.rounds]
+        return zip(*(_split(vector, sizes) for vector in of_others), strict=True)
+
+    def _coefficients_by_rounds(self, coefficients):
+        """Flat coefficients in the shapes of the rounds' parents."""
+        shapes = [round.parents.shape for round in self.elimination.rounds]
+        pieces = _split(coefficients, [rows * columns for rows, columns in shapes])
+        return [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
     def _among(self, coefficients, others, round):
         """What the parents outside of the core add to the elements of a round."""
         used = (round.parents >= 0).astype("int8")
-        own = self.elimination.coefficients_of(coefficients, round)
-        return (used * own * others[np.maximum(round.parents, 0)]).sum(axis=1)
+        return (used * coefficients * others[np.maximum(round.parents, 0)]).sum(axis=1)
 
     def _bent(self, known, round):
         """Shift and log scale of the elements of a round, from those before them."""
@@ -125,9 +140,8 @@ class ConditionalAffine(ElementwiseFramed):
         shift, log_scale = (x.astype(known.dtype) for x in bent)
         return shift, pt.tanh(log_scale)
 
-    def _from_parents(self, log_scales, coefficients, core, others, round):
+    def _from_parents(self, own, coefficients, core, others, round):
         """Shift and log scale of the noise of a round, and what is added to it."""
-        own = log_scales[round.places]
         none = pt.zeros_like(own)
         among = self._among(coefficients, others, round) if round.parents.shape[1] else none
         if not (self.hidden and self.elimination.inputs_of(round).shape[1]):
@@ -142,10 +156,13 @@ class ConditionalAffine(ElementwiseFramed):
         base, coefficients = self._given(inner[order.core])
         own, along = inner[order.others], self.frame_slopes @ core
         drawn, log_scales = own[:0], []
-        for round in order.rounds:
-            shift, log_scale, among = self._from_parents(base, coefficients, core, drawn, round)
-            here = round.places
-            new = pt.exp(log_scale) * (own[here] + shift) + along[here] + among
+        pieces = self._by_rounds(base, own, along)
+        among_all = self._coefficients_by_rounds(coefficients)
+        for round, among_these, (scales, noise, mean) in zip(
+            order.rounds, among_all, pieces, strict=True
+        ):
+            shift, log_scale, among = self._from_parents(scales, among_these, core, drawn, round)
+            new = pt.exp(log_scale) * (noise + shift) + mean + among
             drawn = pt.concatenate([drawn, new])
             log_scales.append(log_scale)
         value = self.frame_loc + pt.concatenate([core, drawn])[order.back]
@@ -157,13 +174,16 @@ class ConditionalAffine(ElementwiseFramed):
         core, others = centred[order.core], centred[order.others]
         inner_core, _ = TriangularAffine(pt.zeros_like(core), self.frame_core).inverse(core)
         base, coefficients = self._given(inner_core)
-        along, pieces, log_scales = self.frame_slopes @ core, [inner_core], []
-        for round in order.rounds:
-            shift, log_scale, among = self._from_parents(base, coefficients, core, others, round)
-            here = round.places
-            pieces.append((others[here] - along[here] - among) * pt.exp(-log_scale) - shift)
+        noise, log_scales = [inner_core], []
+        pieces = self._by_rounds(base, others - self.frame_slopes @ core)
+        among_all = self._coefficients_by_rounds(coefficients)
+        for round, among_these, (scales, value) in zip(
+            order.rounds, among_all, pieces, strict=True
+        ):
+            shift, log_scale, among = self._from_parents(scales, among_these, core, others, round)
+            noise.append((value - among) * pt.exp(-log_scale) - shift)
             log_scales.append(log_scale)
-        inner = pt.concatenate(pieces)[order.back]
+        inner = pt.concatenate(noise)[order.back]
         return (inner - self.loc) * pt.exp(-self.log_scale), -self._log_det(log_scales)
 
     @property
@@ -214,3 +234,10 @@ class ConditionalAffine(ElementwiseFramed):
             factor = np.linalg.cholesky(covariance[np.ix_(order.core, order.core)])
             of_others = np.zeros(0)
         return of_others, coefficients, slopes, factor, *changes, of_others
+
+
+def _split(vector, sizes: Sequence[int]):
+    """Pieces of a vector, of these sizes."""
+    if len(sizes) < 2:
+        return [vector] * len(sizes)
+    return pt.split(vector, sizes, n_splits=len(sizes))

@@ -21,9 +21,9 @@ type WeightFn = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 #: Mean angle of transitions, by which draws of a standard normal forget where they began, and how
 #: far angles differ from it, as a posterior that is narrower has periods of its own; first step,
 #: and the shortest, for which a posterior is too far from normal.
-ANGLE, SPREAD, STEP, MIN_STEP = np.pi / 2, 0.5, np.pi / 6, np.pi / 16
+ANGLE, SPREAD, STEP, MIN_STEP = np.pi / 2, 0.5, np.pi / 4, np.pi / 16
 #: Rate at which transitions are to be accepted, and how fast steps adapt to that.
-ACCEPTED, ADAPTATION = 0.9, 0.8
+ACCEPTED, ADAPTATION = 0.7, 0.8
 
 
 def chains(weigh: WeightFn, noise: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:

@@ -92,16 +92,21 @@ def check(
     # JAX's threads and those of the linear algebra would wait for each other
     with threadpool_limits(1, user_api="blas"):
         for precision in PRECISIONS:
-            corrected, left = None, None
-            if drawn is None or few or weights_tell(drawn.log_weights):
-                known = () if drawn is None else drawn.scored
-                corrected = correct_common(objective, values, rng, precision, known)
+            # else chains will tell, for which a correction by weights is where they begin
+            enough = drawn is None or few or weights_tell(drawn.log_weights, after=False)
+            known = () if drawn is None else drawn.scored
+            precise = precision if enough else np.inf
+            corrected, left = correct_common(objective, values, rng, precise, known), None
+            now = values if corrected is None else corrected
             if corrected is not None or drawn is None:
-                values = values if corrected is None else corrected
-                drawn = draw(objective, values, _noise(objective, rng))
-            ask = not (few or weights_tell(drawn.log_weights))
+                new = draw(objective, now, _noise(objective, rng))
+            else:
+                new = drawn
+            ask = not (few or (enough and weights_tell(new.log_weights)))
             if ask:
-                values, drawn, left = _corrected_by_chains(objective, values, drawn, rng)
+                now, new, left = _corrected_by_chains(objective, now, new, rng)
+            if drawn is None or enough or left is not None:
+                values, drawn = now, new
             verdict = judge(objective, values, drawn, rng, gain, other_start, left)
             if corrected is None or ask or verdict.doubt is None:
                 break

@@ -35,6 +35,7 @@ from pymc_emf.variational.train import (
     maximise_elbo,
     may_end_at_start,
 )
+from pymc_emf.variational.verdict import MANY_ELEMENTS
 
 __all__ = ["fit_by_jax"]
 
@@ -93,8 +94,11 @@ def _start(kept, approx, ask, rng, file) -> tuple["_Fit", Steps]:
     timing["rewrite"] = timing.get("rewrite", 0.0) + clock.lap()
     may_stay = kept.started is None and file is None and may_end_at_start(prepared, ask)
     steps = make_steps(prepared, approx.values, ask, kept.steps)
-    # where the start is often enough it comes first; else both go on side by side
-    if not (may_stay and is_often_enough(prepared)):
+    # where the start is often enough, no step is compiled before it is known not to be
+    if may_stay and is_often_enough(prepared):
+        many = prepared.objective.size > MANY_ELEMENTS
+        prepared.objective.begin_layers(approx.values, with_scores=many)
+    else:
         steps.chunk.begin()
     timing["compile"] = clock.lap()
     earlier, taken, ending = approx.hist, None, None

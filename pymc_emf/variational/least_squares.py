@@ -56,19 +56,21 @@ def slopes_in_few(
     """
     factors = np.concatenate([np.ones((1, x.shape[1])), steering])
     axes, _ = np.linalg.qr(common)
-    slopes = np.empty((*members.shape, len(factors)))
+    slopes = np.zeros((*members.shape, len(factors)))
     ridge = np.full((members.shape[1], len(factors)), RIDGE_OF_PRODUCTS / x.shape[1])
     ridge[:, 0] = RIDGE
 
     def solve(start: int) -> None:
         some = members[start : start + TOGETHER]
+        width = 1 + np.flatnonzero((some >= 0).any(axis=0))[-1]
+        some = some[:, :width]
         columns = np.where(some[..., None] >= 0, x[some], 0.0)[:, :, None] * factors
         rows = columns.reshape(len(some), -1, x.shape[1])
         here, shared = y[start : start + TOGETHER], rows @ axes
         gram = rows @ _transposed(rows) - shared @ _transposed(shared)
         right = rows @ here[..., None] - shared @ (here @ axes)[..., None]
-        found = _solve(gram, right, ridge.ravel())
-        slopes[start : start + TOGETHER] = found.reshape(*some.shape, -1)
+        found = _solve(gram, right, ridge[:width].ravel())
+        slopes[start : start + TOGETHER, :width] = found.reshape(*some.shape, -1)
 
     side_by_side(solve, range(0, len(members), TOGETHER))
     return slopes

@@ -8,6 +8,7 @@ more gradients. They begin at draws of the approximation, and count once they ha
 from collections.abc import Sequence
 from itertools import islice
 
+import jax
 import numpy as np
 import pytensor
 
@@ -46,7 +47,7 @@ MOST = 24
 MAX_CORRECTIONS = 3
 #: Chains, a multiple of the groups by which errors are found, and transitions at most, of which
 #: the latter half counts, and so many at least.
-N_CHAINS, MAX_TRANSITIONS, MIN_KEPT = 20 * N_GROUPS, 20, 4
+N_CHAINS, MAX_TRANSITIONS, MIN_KEPT = 20 * N_GROUPS, 30, 9
 #: Correlation with where they began above which chains have not forgotten it, and standard errors
 #: beyond which they still drift.
 FORGOTTEN, N_SE_OF_DRIFT = 0.25, 3.0
@@ -171,9 +172,11 @@ def moments_by_chains(
     if not 0 < len(places) <= MOST or target.minibatches or inside.sum() < N_CHAINS:
         return None
 
+    held = jax.device_put(list(values))  # once, for all calls
+
     def weigh(noise):
         noise = noise.astype(pytensor.config.floatX)
-        _, log_p, log_q, gap = objective.weigh_and_score(values, noise)
+        _, log_p, log_q, gap = objective.weigh_and_score(held, noise)
         return log_ratio(log_p, log_q), gap
 
     start = noise[inside][_worth_a_chain(log_weights[inside], rng)]

@@ -33,8 +33,9 @@ __all__ = ["Moments", "moments_of_common", "moments_of_draws", "through", "weigh
 MOST_COLUMNS = 0.1
 #: The cumulants tell where log weights vary by no more, in nats squared, and resemble a normal.
 MAX_VARIANCE, MAX_SKEWNESS, TINY = 4.0, 1.0, 1e-6
-#: Variance beyond which what they tell is not enough.
-CLOSE = 1.0
+#: Variance beyond which what they tell is not enough, and up to which a correction by them, in
+#: which the other elements stay as they are, hardly raises it beyond that.
+CLOSE, VERY_CLOSE = 2.0, 0.7
 #: Standard deviations beyond which no draw counts for more, for it would alone decide.
 FARTHEST = 3.0
 #: Factor by which a precision is corrected at most, and the longest way of a mean.
@@ -71,6 +72,11 @@ class Moments(NamedTuple):
     third: np.ndarray
 
     @property
+    def covariance(self) -> np.ndarray:
+        """Of shape (common, common)."""
+        return self.factor @ self.factor.T
+
+    @property
     def ratios(self) -> np.ndarray:
         """Standard deviations, shape (common,)."""
         return np.linalg.norm(self.factor, axis=1)
@@ -98,18 +104,17 @@ def moments_of_common(
     return _with_errors(_estimate, noise, log_weights, gap)
 
 
-def weights_tell(log_weights: np.ndarray) -> bool:
-    """Whether log weights vary so little that cumulants tell the marginal distribution."""
+def weights_tell(log_weights: np.ndarray, after: bool = True) -> bool:
+    """Whether log weights vary so little that cumulants tell the marginal distribution.
+
+    And will still do so after a correction by them, unless that has been made.
+    """
     inside = log_weights[np.isfinite(log_weights)]
-    return len(inside) > 0 and bool(inside.var() <= CLOSE)
+    return len(inside) > 0 and bool(inside.var() <= (CLOSE if after else VERY_CLOSE))
 
 
 def moments_of_draws(noise: np.ndarray) -> Moments:
     """Moments of draws from the posterior, as far as they differ from those of standard noise.
-
-    They are drawn back to these by as much as chance moves them, the mean as by James and Stein
-    and the covariance as by Ledoit and Wolf ("A well-conditioned estimator for large-dimensional
-    covariance matrices", 2004).
 
     Parameters
     ----------
@@ -118,12 +123,7 @@ def moments_of_draws(noise: np.ndarray) -> Moments:
     """
     found = _with_errors(_of_draws, noise)
     assert found is not None
-    covariance, one = _covariance(noise), np.eye(noise.shape[1])
-    by_chance = _jackknife([_covariance(noise[some]) for some in _without_groups(len(noise))])
-    kept = _kept(covariance - one, by_chance)
-    factor = np.linalg.cholesky(one + kept * (covariance - one))
-    loc = found.loc * _kept(found.loc, np.full(len(found.loc), found.se))
-    return found._replace(loc=loc, factor=factor)
+    return found
 
 
 def _kept(off: np.ndarray, se: np.ndarray) -> float:
@@ -133,9 +133,13 @@ def _kept(off: np.ndarray, se: np.ndarray) -> float:
 
 
 def _with_errors(estimate: Callable[..., Moments | None], *draws: np.ndarray) -> Moments | None:
-    """An estimate with its standard errors, and without third cumulants that are lost in theirs.
+    """An estimate with its standard errors, and without what may be due to chance.
 
-    By jackknife, as the few draws of the largest weights may decide most.
+    The errors are found by jackknife, as the few draws of the largest weights may decide most.
+    Mean and covariance are drawn back to those of standard noise by as much as chance moves them,
+    the one as by James and Stein, the other as by Ledoit and Wolf ("A well-conditioned estimator
+    for large-dimensional covariance matrices", 2004). Third cumulants that are lost in their
+    errors are zero.
     """
     found = estimate(*draws)
     if found is None:
@@ -146,11 +150,19 @@ def _with_errors(estimate: Callable[..., Moments | None], *draws: np.ndarray) ->
         if of_others is None:
             return None
         without.append(of_others)
-    se, se_of_third = (
-        _jackknife([getattr(one, name) for one in without]) for name in ("loc", "third")
+    se, se_of_covariance, se_of_third = (
+        _jackknife([getattr(one, name) for one in without])
+        for name in ("loc", "covariance", "third")
     )
-    third = np.where(np.abs(found.third) > N_SE_OF_THIRD * se_of_third, found.third, 0.0)
-    return found._replace(se=float(se.max()), third=third)
+    one = np.eye(len(found.loc))
+    off = found.covariance - one
+    return Moments(
+        found.loc * _kept(found.loc, se),
+        np.linalg.cholesky(one + _kept(off, se_of_covariance) * off),
+        float(se.max()),
+        found.is_capped,
+        np.where(np.abs(found.third) > N_SE_OF_THIRD * se_of_third, found.third, 0.0),
+    )
 
 
 def _without_groups(n: int) -> list[np.ndarray]:
@@ -164,17 +176,13 @@ def _jackknife(without: list[np.ndarray]) -> np.ndarray:
     return np.sqrt(len(without) - 1) * np.std(without, axis=0)
 
 
-def _covariance(noise: np.ndarray) -> np.ndarray:
-    return np.cov(noise, rowvar=False, bias=True).reshape(noise.shape[1], -1)
-
-
 def _of_draws(noise: np.ndarray) -> Moments:
     mean, size = noise.mean(axis=0), noise.shape[1]
     third = np.zeros((size, size, size))
     if size <= MOST_SKEWED:
         off = noise - mean
         third = np.einsum("na,nb,nc->abc", off, off, off, optimize=True) / len(off)
-    factor = np.linalg.cholesky(_covariance(noise))
+    factor = np.linalg.cholesky(np.cov(noise, rowvar=False, bias=True).reshape(size, size))
     return Moments(mean, factor, 0.0, False, third)
 
 

@@ -171,17 +171,19 @@ class Search:
                 if not (near and name in beyond and not _spread_of(weights) < self._max_sd)
             }
 
-        add({"prior": Candidate(np.zeros(objective.size), (), self.gates)})
-        if start is not None:
-            add({"start": Candidate(start, (), self.gates)})
-            if not np.isfinite(average(found["start"])):
-                states["start"], found["start"] = self._shrunk(layer, start)
+        normals: dict[str, Candidate] = {}
         if objective.size <= DENSE_LIMIT or not layer.dense:
             starts = _spread(log_density, self._few(N_STARTS, N_STARTS_OF_MANY))
             if start is not None:
                 starts = np.unique(np.append(0, starts))  # where the user's point is
             with auxiliary("The search for a start", "the fit goes on without it"):
-                add(self._normal_approximations(layer, noise[starts], start))
+                normals = self._normal_approximations(layer, noise[starts], start)
+        add({"prior": Candidate(np.zeros(objective.size), (), self.gates)})
+        if start is not None:
+            add({"start": Candidate(start, (), self.gates)})
+            if not np.isfinite(average(found["start"])):
+                states["start"], found["start"] = self._shrunk(layer, start)
+        add(normals)
         best = _choose(elbos())
         far = not _spread_of(found[best]) < CLOSE
         if far and objective.structured.own_parameters and layer.dense and len(found) > 1:

@@ -14,6 +14,7 @@ from pytensor.tensor.variable import TensorVariable
 from pymc_emf.bijections.core.elementwise import Elementwise, derivative
 from pymc_emf.bijections.numerics.quadrature import ByDensity
 from pymc_emf.bijections.numerics.special import as_one
+from pymc_emf.bijections.numerics.table_files import kept_on_disk
 
 __all__ = ["interpolated"]
 
@@ -64,8 +65,16 @@ def _tables(
     Returns
     -------
     tuple of ndarray, shape (tables * pieces,), or None
-        The coefficients of each power, the lowest first, in units of a piece.
+        The coefficients of each power, the lowest first, in units of a piece; None if they are
+        not as exact as the quantiles.
     """
+    key = f"{make.__module__}.{make.__qualname__} {parameters} {pytensor.config.floatX}"
+    return kept_on_disk(key, lambda: _make_tables(make, parameters))
+
+
+def _make_tables(
+    make: Callable[..., ByDensity], parameters: tuple[tuple[float, ...], ...]
+) -> tuple[np.ndarray, ...] | None:
     n_tables = len(parameters[0])
     # every second entry is there to compare with
     noise = np.repeat(np.linspace(-REACH, REACH, 2 * N_PIECES + 1)[:, None], n_tables, axis=1)
