@@ -47,7 +47,7 @@ MOST = 24
 MAX_CORRECTIONS = 3
 #: Chains, a multiple of the groups by which errors are found, and transitions at most, of which
 #: the latter half counts, and so many at least.
-N_CHAINS, MAX_TRANSITIONS, MIN_KEPT = 20 * N_GROUPS, 30, 9
+N_CHAINS, MAX_TRANSITIONS, MIN_KEPT = 20 * N_GROUPS, 24, 8
 #: Correlation with where they began above which chains have not forgotten it, and standard errors
 #: beyond which they still drift.
 FORGOTTEN, N_SE_OF_DRIFT = 0.25, 3.0

@@ -34,8 +34,9 @@ MAX_POOLED, MAX_POOLED_DRAWS = 8, 10_000
 #: While it rises they are, too, so many before each, if the log weights vary by no more than this
 #: for each square root of an element, in nats.
 MOVING_POOL, POOLED_SD = 3, 0.3
-#: Batches without a rise after which there are more draws, and those at the end.
-SETTLED = 2
+#: Batches without a rise after which there are more draws, and those at the end; and by which
+#: factor more they must be to be worth these batches.
+SETTLED, WORTH = 2, 1.5
 #: Nats by which the ELBO must rise beyond its Monte Carlo error, and by which it may always fall:
 #: next to an exact normal the estimate at hand may be high by chance.
 RISE, NEGLIGIBLE = 1e-3, 1e-4
@@ -281,7 +282,7 @@ def _climb(
                     now = replace(now, elbo=more.elbo, sd=more.sd, se=more.se)
                 continue
             settled = settled + 1 if gain < 2 * se + RISE else 0
-            if settled >= SETTLED and n_draws < most_draws:
+            if settled >= SETTLED and WORTH * n_draws <= most_draws:
                 n_draws, settled = min(2 * n_draws, most_draws), 0
             # close by, the scores at draws from the normals before are as linear
             kept = most if settled else MOVING_POOL * (new.sd < near)
