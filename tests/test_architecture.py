@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "pymc_emf"
 
 #: From the bottom to the top, see docs/architecture.md.
 ROWS = [
-    {"_compat", "exceptions", "report", "statistics"},
+    {"_compat", "exceptions", "report", "statistics", "storage"},
     {"arguments"},
     {"bijections", "rolling"},
     {"engine", "model"},

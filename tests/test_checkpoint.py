@@ -16,7 +16,7 @@ import pytest
 
 import pymc_emf as emf
 
-from pymc_emf.engine.storage import read_arrays, write_arrays
+from pymc_emf.storage import read_arrays, write_arrays
 from pymc_emf.variational import target
 
 LAYERS = ["affine", "lower_triangular"]

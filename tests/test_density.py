@@ -18,8 +18,8 @@ from scipy import stats
 import pymc_emf as emf
 
 from pymc_emf.bijections.core.base import _build
-from pymc_emf.engine.storage import read_arrays, write_arrays
 from pymc_emf.exceptions import NonFiniteLossError
+from pymc_emf.storage import read_arrays, write_arrays
 from pymc_emf.variational.files import FORMAT, VERSION
 from tests.helpers import compilations
 

@@ -160,8 +160,8 @@ def test_a_damaged_file_is_made_anew(home, damage):
     if damage == "cut":
         damage = whole[: len(whole) // 2]
     elif damage == "turned":
-        middle = len(whole) // 3
-        damage = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
+        damage = whole.replace(np.float64(1.0).tobytes(), np.float64(1.5).tobytes())
+        assert damage != whole
     file.write_bytes(damage)
     first, _ = table_files.kept_on_disk("a", arrays(1, asked))
     np.testing.assert_array_equal(first, 1.0)
@@ -177,15 +177,16 @@ def test_a_folder_that_cannot_be_written_to_is_no_error(home):
 
 
 def test_the_oldest_files_give_way(home, monkeypatch):
-    monkeypatch.setattr(table_files, "MAX_FILES", 2)
+    monkeypatch.setattr(table_files, "MAX_FILES", 4)
     asked = []
-    for i, key in enumerate("abc"):
+    for i, key in enumerate("abcdef"):
         table_files.kept_on_disk(key, arrays(i, asked))
+        assert len(list(home.iterdir())) == min(i + 1, 4)
         for file in home.iterdir():  # the clock of a disk may be slow
             os.utime(file, ns=(0, file.stat().st_mtime_ns - 10**9))
-    assert len(list(home.iterdir())) == 2
-    table_files.kept_on_disk("c", arrays(2, asked))
-    assert asked == [0, 1, 2]
+    for i, key in enumerate("cdef", start=2):
+        table_files.kept_on_disk(key, arrays(i, asked))
+    assert asked == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_table_is_read_and_not_made(home, monkeypatch):

@@ -11,7 +11,7 @@ import xarray as xr
 
 import pymc_emf as emf
 
-from pymc_emf.engine.storage import read_arrays, write_arrays
+from pymc_emf.storage import read_arrays, write_arrays
 from pymc_emf.variational.files import VERSION
 from tests.helpers import parametrize
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytensor
 
 from pymc_emf.bijections.core.base import Bijection
-from pymc_emf.engine.storage import read_arrays, write_arrays
 from pymc_emf.layers.base import hyperparameters_of
 from pymc_emf.model.program import Program
+from pymc_emf.storage import read_arrays, write_arrays
 
 __all__ = [
     "Identity",

@@ -1,18 +1,15 @@
 """Tables on disk, in the folder in which PyTensor keeps what it has compiled."""
 
-import os
-import zlib
-
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from tempfile import NamedTemporaryFile
-from zipfile import BadZipFile
 
 import numpy as np
 import pytensor
+
+from pymc_emf.storage import read_arrays, write_arrays
 
 __all__ = ["kept_on_disk"]
 
@@ -34,28 +31,17 @@ def kept_on_disk(key: str, make: Callable[[], Arrays | None]) -> Arrays | None:
     """
     folder = Path(pytensor.config.compiledir) / "pymc_emf_tables"
     path = folder / f"{sha256(f'{_code()} {key}'.encode()).hexdigest()}.npz"
-    with (
-        suppress(OSError, ValueError, EOFError, BadZipFile, zlib.error),
-        path.open("rb") as file,
-        np.load(file) as kept,
-    ):
-        return tuple(kept[name] for name in kept.files)
+    with suppress(OSError, ValueError):  # there is none, or it is damaged
+        return tuple(read_arrays(path)[1])
     made = make()
     if made is not None:
         with suppress(OSError):  # a home that cannot be written to: they are made each time
-            _write(path, made)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_arrays(path, {}, made)
+            files = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
+            for old in files[: max(len(files) - MAX_FILES, 0)]:
+                old.unlink(missing_ok=True)
     return made
-
-
-def _write(path: Path, arrays: Arrays) -> None:
-    """All at once, as others may read or write it at the same time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        np.savez(file, *arrays)
-    os.replace(file.name, path)
-    files = sorted(path.parent.iterdir(), key=lambda known: known.stat().st_mtime)
-    for old in files[: len(files) - MAX_FILES]:
-        old.unlink(missing_ok=True)
 
 
 @cache
