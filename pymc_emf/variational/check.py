@@ -92,20 +92,20 @@ def check(
     # JAX's threads and those of the linear algebra would wait for each other
     with threadpool_limits(1, user_api="blas"):
         for precision in PRECISIONS:
-            # else chains will tell, for which a correction by weights is where they begin
+            # where weights will not be enough, they tell at least where chains should begin
             enough = drawn is None or few or weights_tell(drawn.log_weights, after=False)
             known = () if drawn is None else drawn.scored
             precise = precision if enough else np.inf
             corrected, left = correct_common(objective, values, rng, precise, known), None
             now = values if corrected is None else corrected
-            if corrected is not None or drawn is None:
+            new = drawn
+            if corrected is not None or new is None:
                 new = draw(objective, now, _noise(objective, rng))
-            else:
-                new = drawn
             ask = not (few or (enough and weights_tell(new.log_weights)))
             if ask:
                 now, new, left = _corrected_by_chains(objective, now, new, rng)
-            if drawn is None or enough or left is not None:
+            # what neither tells of stays as it was
+            if drawn is None or few or left is not None or weights_tell(drawn.log_weights):
                 values, drawn = now, new
             verdict = judge(objective, values, drawn, rng, gain, other_start, left)
             if corrected is None or ask or verdict.doubt is None:
