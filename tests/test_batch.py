@@ -1,5 +1,6 @@
 """Functions of one event, run over many."""
 
+from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from time import sleep
 
@@ -23,6 +24,24 @@ def test_batches_side_by_side_are_in_order(n):
     scaled, sums = many([np.array(2.0)], events)
     np.testing.assert_array_equal(scaled, 2 * events)
     np.testing.assert_array_equal(sums, events.sum(axis=1))
+
+
+def test_threads_compile_together_what_they_share():
+    """Whoever comes second waits for the first."""
+    traced = []
+
+    def slow(values, x):
+        traced.append(sleep(0.2))
+        return values[0] * x
+
+    alone = batch_jax(slow, size=4)
+    alone([np.array(2.0)], np.arange(3.0))
+    n_alone, many = len(traced), batch_jax(slow, size=4)
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(many, [np.array(2.0)], np.arange(3.0)) for _ in range(2)]
+    for future in found:
+        np.testing.assert_array_equal(future.result(), [0.0, 2.0, 4.0])
+    assert len(traced) == 2 * n_alone
 
 
 @pytest.mark.parametrize(

@@ -279,6 +279,26 @@ def test_chains_are_asked_where_weights_vary(approx, observed, rng, monkeypatch)
     assert how.startswith("short chains would")
 
 
+@pytest.mark.parametrize(("close", "kept"), [(np.inf, True), (0.0, False)])
+def test_without_chains_weights_are_trusted_where_they_tell(approx, rng, monkeypatch, close, kept):
+    monkeypatch.setattr(moments, "VERY_CLOSE", 0.0)
+    monkeypatch.setattr(moments, "CLOSE", close)
+    monkeypatch.setattr(check, "correct_by_chains", lambda *args: None)
+    before = spoiled(approx, loc=0.2, factor=1.1)
+    checked = check.check(approx.objective, None, before, rng)
+    unchanged = all(map(np.array_equal, checked.values, before))
+    assert unchanged != kept
+    assert (checked.verdict.doubt is None) == kept
+
+
+def test_what_chance_explains_of_weights_is_left_out(rng):
+    z = rng.normal(size=(N // 20, 2))
+    noisy = moments_of_common(z, 0.3 * rng.normal(size=len(z)), rng.normal(size=z.shape))
+    assert 0.02 < noisy.se < 0.1
+    assert np.abs(noisy.loc).max() < noisy.se / 2
+    assert np.abs(noisy.covariance - np.eye(2)).max() < 0.03
+
+
 @pytest.mark.parametrize("limit", [None, "FORGOTTEN", "N_SE_OF_DRIFT", "MAX_SE_OF_CHAINS"])
 def test_chains_that_have_not_arrived_do_not_tell(approx, rng, monkeypatch, limit):
     monkeypatch.setattr(marginal, "SE_OF_CHAINS", 0.0)  # all transitions

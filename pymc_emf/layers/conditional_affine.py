@@ -105,19 +105,17 @@ class ConditionalAffine(ElementwiseFramed):
         frame = pt.log(pt.diag(self.frame_core)).sum() + sum(x.sum() for x in log_scales)
         return self.log_scale.sum() + frame
 
-    def _by_rounds(self, *of_others):
-        """Vectors of the others, each in pieces of the rounds.
+    def _by_rounds(self, coefficients, *of_others):
+        """Rounds, the coefficients of each, and its elements of vectors of the others.
 
         Split and not sliced: the derivative of many slices is a sum of as many whole vectors.
         """
-        sizes = [len(round.parents) for round in self.elimination.rounds]
-        return zip(*(_split(vector, sizes) for vector in of_others), strict=True)
-
-    def _coefficients_by_rounds(self, coefficients):
-        """Flat coefficients in the shapes of the rounds' parents."""
-        shapes = [round.parents.shape for round in self.elimination.rounds]
-        pieces = _split(coefficients, [rows * columns for rows, columns in shapes])
-        return [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+        rounds = self.elimination.rounds
+        shapes = [round.parents.shape for round in rounds]
+        flat = _split(coefficients, [rows * columns for rows, columns in shapes])
+        tables = [piece.reshape(shape) for piece, shape in zip(flat, shapes, strict=True)]
+        vectors = [_split(vector, [rows for rows, _ in shapes]) for vector in of_others]
+        return zip(rounds, tables, *vectors, strict=True)
 
     def _among(self, coefficients, others, round):
         """What the parents outside of the core add to the elements of a round."""
@@ -156,13 +154,9 @@ class ConditionalAffine(ElementwiseFramed):
         base, coefficients = self._given(inner[order.core])
         own, along = inner[order.others], self.frame_slopes @ core
         drawn, log_scales = own[:0], []
-        pieces = self._by_rounds(base, own, along)
-        among_all = self._coefficients_by_rounds(coefficients)
-        for round, among_these, (scales, noise, mean) in zip(
-            order.rounds, among_all, pieces, strict=True
-        ):
-            shift, log_scale, among = self._from_parents(scales, among_these, core, drawn, round)
-            new = pt.exp(log_scale) * (noise + shift) + mean + among
+        for round, table, scales, here, mean in self._by_rounds(coefficients, base, own, along):
+            shift, log_scale, among = self._from_parents(scales, table, core, drawn, round)
+            new = pt.exp(log_scale) * (here + shift) + mean + among
             drawn = pt.concatenate([drawn, new])
             log_scales.append(log_scale)
         value = self.frame_loc + pt.concatenate([core, drawn])[order.back]
@@ -175,13 +169,10 @@ class ConditionalAffine(ElementwiseFramed):
         inner_core, _ = TriangularAffine(pt.zeros_like(core), self.frame_core).inverse(core)
         base, coefficients = self._given(inner_core)
         noise, log_scales = [inner_core], []
-        pieces = self._by_rounds(base, others - self.frame_slopes @ core)
-        among_all = self._coefficients_by_rounds(coefficients)
-        for round, among_these, (scales, value) in zip(
-            order.rounds, among_all, pieces, strict=True
-        ):
-            shift, log_scale, among = self._from_parents(scales, among_these, core, others, round)
-            noise.append((value - among) * pt.exp(-log_scale) - shift)
+        own = others - self.frame_slopes @ core
+        for round, table, scales, here in self._by_rounds(coefficients, base, own):
+            shift, log_scale, among = self._from_parents(scales, table, core, others, round)
+            noise.append((here - among) * pt.exp(-log_scale) - shift)
             log_scales.append(log_scale)
         inner = pt.concatenate(noise)[order.back]
         return (inner - self.loc) * pt.exp(-self.log_scale), -self._log_det(log_scales)
