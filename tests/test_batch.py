@@ -27,7 +27,7 @@ def test_batches_side_by_side_are_in_order(n):
 
 
 def test_threads_compile_together_what_they_share():
-    """Whoever comes second waits for the first."""
+    """JAX lets whoever comes second wait for the first."""
     traced = []
 
     def slow(values, x):

@@ -1,7 +1,6 @@
 """Functions of one event, run over many."""
 
 from collections.abc import Callable, Sequence
-from threading import Lock
 from typing import Any
 
 import jax
@@ -74,7 +73,7 @@ def batch_jax(
         empty = jax.tree.map(lambda x: jnp.zeros((n_events, *x.shape[1:]), x.dtype), shapes)
         return jax.lax.fori_loop(0, -(-n_present // block), one_block, empty)
 
-    known, first = set(), Lock()  # sizes for which it is compiled
+    known = set()  # sizes for which it is compiled
 
     def run(values: Sequence[Any], *events: np.ndarray) -> Any:
         refuse_fork()
@@ -92,11 +91,8 @@ def batch_jax(
 
         starts = range(0, max(n_events, 1), most)  # without events, the first tells the shapes
         with as_raised():
-            alone = []
-            with first:  # others wait, rather than compile it too
-                if step not in known:
-                    alone = [outputs_from(starts[0])]
-                    known.add(step)
+            alone = [] if step in known else [outputs_from(starts[0])]
+            known.add(step)
             rest = starts[len(alone) :]
             if n_cores > 1:
                 pieces = alone + side_by_side(outputs_from, rest)
