@@ -203,6 +203,7 @@ def test_a_correction_in_doubt_is_made_again(approx, rng, monkeypatch):
         return list(values)
 
     monkeypatch.setattr(check, "correct_common", counted)
+    monkeypatch.setattr(check, "weights_tell", lambda *args, **kwargs: True)  # of any fit
     check.check(approx.objective, None, approx.values, rng)
     assert asked == [check.PRECISIONS[0]]
     monkeypatch.setattr(check, "judge", doubted)
@@ -303,6 +304,7 @@ def test_what_chance_explains_of_weights_is_left_out(rng):
 def test_chains_that_have_not_arrived_do_not_tell(approx, rng, monkeypatch, limit):
     monkeypatch.setattr(marginal, "SE_OF_CHAINS", 0.0)  # all transitions
     monkeypatch.setattr(marginal, "MAX_TRANSITIONS", 2 * marginal.MIN_KEPT)
+    monkeypatch.setattr(marginal, "N_SE_OF_DRIFT", 5.0)  # three may be met by chance
     if limit is not None:
         monkeypatch.setattr(marginal, limit, 0.0)
     noise = rng.normal(size=(500, approx.objective.size))

@@ -100,7 +100,7 @@ def check(
             now = values if corrected is None else corrected
             new = drawn
             if corrected is not None or new is None:
-                new = draw(objective, now, _noise(objective, rng))
+                new = draw(objective, now, _noise(objective, rng), scored=enough)
             ask = not (few or (enough and weights_tell(new.log_weights)))
             if ask:
                 now, new, left = _corrected_by_chains(objective, now, new, rng)

@@ -1,12 +1,15 @@
 """Distributions that are normal given a few elements, and regression of scores on few elements."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from scipy.linalg import solve_triangular
+from scipy.sparse import csc_array, csr_array
 
-from pymc_emf.layers.elimination import Elimination, Round
+from pymc_emf.engine.threads import side_by_side
+from pymc_emf.layers.elimination import Elimination
 from pymc_emf.variational.factorisation import Factorisation
 from pymc_emf.variational.least_squares import OnCommon, slopes_in_few, slopes_in_many
 
@@ -16,6 +19,8 @@ __all__ = ["ConditionalNormal"]
 DRAWS, DRAWS_FOR_PRODUCTS = 2, 4
 #: Draws of the last batches, and numbers in all of them.
 MANY_DRAWS, MANY_NUMBERS = 512, 1_000_000
+#: Draws that are mapped together.
+TOGETHER = 64
 #: Draws for the standard deviations.
 N_FOR_SD = 256
 #: Standard deviations of the core over which differences are taken.
@@ -125,31 +130,46 @@ class ConditionalNormal:
     def steering_noise(self, core_noise: np.ndarray) -> np.ndarray:
         return core_noise[:, : self.order.n_steering]
 
+    def _factors(self, core_noise: np.ndarray) -> np.ndarray:
+        """Of coefficients and of their changes, shape (1 + steering, draws)."""
+        return np.vstack([np.ones((1, len(core_noise))), self.steering_noise(core_noise).T])
+
     def _scales(self, core_noise: np.ndarray) -> np.ndarray:
         return self.scales * np.exp(self.steering_noise(core_noise) @ self.steering[0])
 
-    def _parents(self, round: Round, core_noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Places of the parents of a round, and their coefficients, zero for those left out.
+    @cached_property
+    def _among(self) -> list[tuple[csr_array, csc_array]]:
+        """For every round the coefficients of its elements, and below them their changes.
 
-        Of shapes (elements, parents) and (draws, elements, parents).
+        Columns are the elements before the round, of which some are the parents. With the
+        transpose of each.
         """
-        there, of_round = round.parents >= 0, self.order.coefficients_of
-        changes = of_round(self.steering[1], round)
-        varied = np.tensordot(self.steering_noise(core_noise), changes, axes=1)
-        coefficients = of_round(self.coefficients, round) + varied
-        return np.maximum(round.parents, 0), np.where(there, coefficients, 0.0)
+        varied = np.concatenate([self.coefficients[None], self.steering[1]])
+        found = []
+        for round in self.order.rounds:
+            there = round.parents >= 0
+            values = self.order.coefficients_of(varied, round)[:, there]
+            ends = np.cumsum(np.tile(there.sum(axis=1), len(varied)))
+            columns = np.tile(round.parents[there], len(varied))
+            shape = len(ends), round.first
+            among = csr_array((values.ravel(), columns, [0, *ends]), shape)
+            found.append((among, among.T))
+        return found
 
     def place(self, noise: np.ndarray) -> np.ndarray:
         """Draws from noise of shape (draws, size)."""
-        order = self.order
-        core_noise = noise[:, order.core]
-        core = core_noise @ self.factor.T
-        others = self._scales(core_noise) * noise[:, order.others] + core @ self.slopes.T
-        for round in order.rounds:
-            if round.parents.shape[1]:
-                parents, coefficients = self._parents(round, core_noise)
-                others[:, round.places] += (coefficients * others[:, parents]).sum(axis=2)
-        return self.loc + np.concatenate([core, others], axis=1)[:, order.back]
+        _ = self._among  # by one thread
+        return np.concatenate(side_by_side(self._place, _pieces(noise)))
+
+    def _place(self, noise: np.ndarray) -> np.ndarray:
+        order, core_noise = self.order, noise[:, self.order.core]
+        core, factors = self.factor @ core_noise.T, self._factors(core_noise)
+        others = self._scales(core_noise).T * noise[:, order.others].T + self.slopes @ core
+        for round, (among, _) in zip(order.rounds, self._among, strict=True):
+            if among.nnz:
+                added = among @ others[: round.first]
+                others[round.places] += _weighed(factors, added)
+        return self.loc + np.concatenate([core, others])[order.back].T
 
     def at(self, loc: np.ndarray) -> "ConditionalNormal":
         """The same about another location."""
@@ -183,34 +203,35 @@ class ConditionalNormal:
 
     def split(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Noise of the core at points, and the core and the others less their location."""
-        centred = points - self.loc
-        core, others = centred[:, self.order.core], centred[:, self.order.others]
-        return solve_triangular(self.factor, core.T, lower=True).T, core, others
+        centred = (points - self.loc).T
+        core, others = centred[self.order.core], centred[self.order.others]
+        return solve_triangular(self.factor, core, lower=True).T, core.T, others.T
 
-    def pull(
-        self, points: np.ndarray, scores: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def pull(self, points: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, ...]:
         """Noise of points and the scores there: of the core, then of the others."""
-        order, (scale_changes, coefficient_changes) = self.order, self.steering
+        _ = self._among  # by one thread
+        pieces = list(zip(_pieces(points), _pieces(scores), strict=True))
+        pulled = side_by_side(lambda piece: self._pull(*piece), pieces)
+        return tuple(map(np.concatenate, zip(*pulled, strict=True)))
+
+    def _pull(self, points: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, ...]:
+        order, (scale_changes, _) = self.order, self.steering
         core_noise, core, others = self.split(points)
-        others_scores = scores[:, order.others].copy()
-        alone = others - core @ self.slopes.T
-        steered = np.zeros((len(points), order.n_steering))
-        for round in reversed(order.rounds):
-            if not round.parents.shape[1]:
-                continue
-            parents, coefficients = self._parents(round, core_noise)
-            own = others_scores[:, round.places, None]
-            alone[:, round.places] -= (coefficients * others[:, parents]).sum(axis=2)
-            changes = order.coefficients_of(coefficient_changes, round)
-            used = np.where(round.parents >= 0, own * others[:, parents], 0.0)
-            steered += np.tensordot(used, changes, axes=((1, 2), (1, 2)))
-            np.add.at(others_scores.T, parents, np.moveaxis(coefficients * own, 0, -1))
-        scales = self._scales(core_noise)
-        steered += (others_scores * alone) @ scale_changes.T + scale_changes.sum(axis=1)
-        core_scores = (scores[:, order.core] + others_scores @ self.slopes) @ self.factor
-        core_scores[:, : order.n_steering] += steered
-        return core_noise, alone / scales, core_scores, others_scores * scales
+        factors, others = self._factors(core_noise), others.T
+        own, alone = scores.T[order.others], others - self.slopes @ core.T
+        steered = np.zeros((order.n_steering, len(points)))
+        for round, (among, back) in reversed(list(zip(order.rounds, self._among, strict=True))):
+            if among.nnz:
+                here = own[round.places]
+                added = (among @ others[: round.first]).reshape(len(factors), *here.shape)
+                alone[round.places] -= _weighed(factors, added)
+                steered += (here * added[1:]).sum(axis=1)
+                own[: round.first] += back @ (factors[:, None] * here).reshape(-1, len(points))
+        scales = self._scales(core_noise).T
+        steered += scale_changes @ (own * alone) + scale_changes.sum(axis=1)[:, None]
+        core_scores = self.factor.T @ (scores.T[order.core] + self.slopes.T @ own)
+        core_scores[: order.n_steering] += steered
+        return core_noise, (alone / scales).T, core_scores.T, (own * scales).T
 
     # --- regression ----------------------------------------------------------------------------
 
@@ -337,6 +358,16 @@ class _OfCommon:
         shift[normal.order.core[: normal.order.n_common]] = axes @ along
         moved = normal.around(shift).with_common(_lower(axes / np.sqrt(precisions)))
         return replace(moved, common_next=False)
+
+
+def _pieces(draws: np.ndarray) -> list[np.ndarray]:
+    """Some draws each, so few that what is computed of them stays in a cache."""
+    return [draws[start : start + TOGETHER] for start in range(0, len(draws), TOGETHER)]
+
+
+def _weighed(factors: np.ndarray, added: np.ndarray) -> np.ndarray:
+    """Sum over coefficients and their changes, shape (elements, draws)."""
+    return (factors[:, None] * added.reshape(len(factors), -1, factors.shape[1])).sum(axis=0)
 
 
 def _toward(precision: np.ndarray, factor: np.ndarray, trust: float) -> np.ndarray:

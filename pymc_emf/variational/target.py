@@ -27,11 +27,12 @@ __all__ = ["FEWEST_DRAWS", "MOST_DRAWS", "Scored", "Target"]
 
 #: Draws evaluated in one compiled call, and how many numbers they may hold together.
 MAX_BATCH_SIZE = 512
-#: Draws that are computed together, and those of the layers, which have no data.
-BLOCK_SIZE, BLOCK_SIZE_OF_LAYERS = 8, 64
+#: Draws that are computed together, and those of the layers, which have no data: few enough for
+#: the caches of a core. From so many elements and data on, the former are computed one by one.
+BLOCK_SIZE, BLOCK_SIZE_OF_LAYERS, ONE_BY_ONE_FROM = 8, 16, 10_000
 #: Elements and data times draws of a comparison or check, but so many draws there must be.
 MAX_NUMBERS_CHECKED, MIN_CHECKED = 20_000_000, 500
-#: Of so many elements and data a single draw is as quick as its share of a block.
+#: Of so many elements and data an evaluation takes long enough to count.
 MANY_NUMBERS = 20_000
 MAX_NUMBERS_TOGETHER = 10_000_000
 #: Draws of a step, and how many numbers they may hold together to be more than the fewest.
@@ -282,7 +283,7 @@ class Target:
         """Number of draws that are computed together; on a GPU all of a batch."""
         if jax.default_backend() != "cpu":
             return None
-        return BLOCK_SIZE if self._n_numbers < MANY_NUMBERS else 1
+        return BLOCK_SIZE if self._n_numbers < ONE_BY_ONE_FROM else 1
 
     @property
     def block_size_of_layers(self) -> int | None:

@@ -76,9 +76,9 @@ class Drawn(NamedTuple):
         return self.noise[:n], self.log_weights[:n], self.gap
 
 
-def draw(objective: Objective, values: Values, noise: np.ndarray) -> Drawn:
-    """Draws of some noise, with their log weights, and of many elements with scores."""
-    if objective.size <= MANY_ELEMENTS:
+def draw(objective: Objective, values: Values, noise: np.ndarray, scored: bool = True) -> Drawn:
+    """Draws of some noise, with their log weights, and of many elements with scores if wanted."""
+    if objective.size <= MANY_ELEMENTS or not scored:
         drawn, log_p, log_q = objective.weigh(values, noise)
         return Drawn(noise, drawn, log_ratio(log_p, log_q))
     some, rest = noise[:N_SCORED_DRAWS], noise[N_SCORED_DRAWS:]
