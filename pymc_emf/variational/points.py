@@ -62,8 +62,14 @@ def user_point(program: Program, start: Mapping[str, Any] | None) -> dict[str, n
     for site in program.sites:
         if not np.isfinite(point[site.value_name]).all():
             of = "start" if {site.name, site.value_name} & start.keys() else "initval"
-            raise BadStartError(f"The {of} of {site.name} lies outside of its support.")
+            raise _outside(of, site.name)
     return point
+
+
+def _outside(what: str, name: str) -> BadStartError:
+    return BadStartError(
+        f"The {what} of {name} lies outside of its support; give one within it, or none."
+    )
 
 
 def initial_point(
@@ -153,7 +159,7 @@ def point_in_noise(
         (noise,) = evaluate_once({value: flat}, [inverse], "fast_run")
     for site in program.sites:
         if not np.isfinite(noise[site.noise]).all():
-            raise BadStartError(f"The start of {site.name} lies outside of its support.")
+            raise _outside("start", site.name)
     return noise
 
 
