@@ -1,6 +1,7 @@
 """Functions of one event, run over many."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from pytensor.tensor.variable import TensorVariable
 
 from pymc_emf.engine.callback import as_raised
 from pymc_emf.engine.forks import refuse_fork
-from pymc_emf.engine.threads import N_THREADS, side_by_side
+from pymc_emf.engine.threads import N_THREADS, in_background, side_by_side
 
 __all__ = ["Batched", "batch_jax", "batch_pytensor", "share"]
 
@@ -27,7 +28,7 @@ Batched = Callable[..., tuple[np.ndarray, ...]]
 
 def batch_jax(
     function: Callable[..., Any], size: int | None = None, *, block: int | None = None
-) -> Callable[..., Any]:
+) -> "BatchedJax":
     """Vectorise and jit a JAX function of values and one event.
 
     Parameters
@@ -73,34 +74,63 @@ def batch_jax(
         empty = jax.tree.map(lambda x: jnp.zeros((n_events, *x.shape[1:]), x.dtype), shapes)
         return jax.lax.fori_loop(0, -(-n_present // block), one_block, empty)
 
-    known = set()  # sizes for which it is compiled
+    return BatchedJax(compiled, size, block)
 
-    def run(values: Sequence[Any], *events: np.ndarray) -> Any:
+
+class BatchedJax:
+    """A compiled function of some events, which takes any number of them.
+
+    Parameters
+    ----------
+    compiled : callable
+        Jitted, of the values, of as many events as fill a call, and of how many of them count.
+    size, block
+        As for :func:`batch_jax`.
+    """
+
+    def __init__(self, compiled: Any, size: int | None, block: int | None):
+        self._compiled, self._size, self._block = compiled, size, block
+        self._known: set[int] = set()  # sizes for which it is compiled
+        self._begun: dict[int, Future] = {}  # and those for which it will be
+
+    def begin(self, values: Sequence[Any], *events: np.ndarray) -> None:
+        """Trace it for some events, and let XLA compile it in the background."""
+        refuse_fork()
+        step = self._step(len(events[0]))
+        if step not in self._known and step not in self._begun:
+            piece = tuple(_pad(array[:step], step) for array in events)
+            lowered = self._compiled.lower(jax.device_put(list(values)), piece, 1)
+            self._begun[step] = in_background(lowered.compile)
+
+    def _step(self, n_events: int) -> int:
+        return self._size or min(BATCH_SIZE, _next_power_of_two(n_events))
+
+    def __call__(self, values: Sequence[Any], *events: np.ndarray) -> Any:
         refuse_fork()
         values = jax.device_put(list(values))
-        n_events = len(events[0])
-        step = size or min(BATCH_SIZE, _next_power_of_two(n_events))
+        n_events, block = len(events[0]), self._block
+        step = self._step(n_events)
         n_cores = N_THREADS if jax.default_backend() == "cpu" else 1  # a piece runs on one
         most = step if block is None else share(n_events, step, block, n_cores)
 
         def outputs_from(start: int) -> Any:
             present = min(most, n_events - start)
             piece = tuple(_pad(array[start : start + most], step) for array in events)
-            outputs = compiled(values, piece, present)
+            outputs = self._compiled(values, piece, present)
             return jax.tree.map(lambda x: np.asarray(x)[:present], outputs)
 
         starts = range(0, max(n_events, 1), most)  # without events, the first tells the shapes
         with as_raised():
-            alone = [] if step in known else [outputs_from(starts[0])]
-            known.add(step)
+            if step in self._begun:
+                self._begun.pop(step).result()
+            alone = [] if step in self._known else [outputs_from(starts[0])]
+            self._known.add(step)
             rest = starts[len(alone) :]
             if n_cores > 1:
                 pieces = alone + side_by_side(outputs_from, rest)
             else:
                 pieces = alone + [outputs_from(start) for start in rest]
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *pieces)
-
-    return run
 
 
 def share(n_events: int, step: int, block: int, n_cores: int) -> int:

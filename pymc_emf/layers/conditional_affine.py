@@ -7,7 +7,7 @@ import pytensor.tensor as pt
 
 from pymc_emf.bijections.core.affine import TriangularAffine
 from pymc_emf.layers.affine import ElementwiseFramed
-from pymc_emf.layers.elimination import Elimination
+from pymc_emf.layers.elimination import Elimination, Round
 from pymc_emf.layers.parameters import LOW_PRECISION, parameter
 
 __all__ = ["ConditionalAffine"]
@@ -101,9 +101,10 @@ class ConditionalAffine(ElementwiseFramed):
             self.frame_coefficients + steering @ self.frame_coefficient_changes,
         )
 
-    def _log_det(self, log_scales):
-        frame = pt.log(pt.diag(self.frame_core)).sum() + sum(x.sum() for x in log_scales)
-        return self.log_scale.sum() + frame
+    def _log_det(self, base, bent):
+        """From the log scales of all others, and what networks add to those of some."""
+        of_others = sum((x.sum() for x in bent), start=base.sum())
+        return self.log_scale.sum() + pt.log(pt.diag(self.frame_core)).sum() + of_others
 
     def _by_rounds(self, coefficients, *of_others):
         """Rounds, the coefficients of each, and its elements of vectors of the others.
@@ -111,16 +112,16 @@ class ConditionalAffine(ElementwiseFramed):
         Split and not sliced: the derivative of many slices is a sum of as many whole vectors.
         """
         rounds = self.elimination.rounds
-        shapes = [round.parents.shape for round in rounds]
-        flat = _split(coefficients, [rows * columns for rows, columns in shapes])
-        tables = [piece.reshape(shape) for piece, shape in zip(flat, shapes, strict=True)]
-        vectors = [_split(vector, [rows for rows, _ in shapes]) for vector in of_others]
+        sizes = [round.parents.size for round in rounds]
+        there = [(round.parents.ravel() >= 0).astype("int8") for round in rounds]
+        flat = _split(np.hstack([*there, np.zeros(0, "int8")]) * coefficients, sizes)
+        tables = [x.reshape(round.parents.shape) for x, round in zip(flat, rounds, strict=True)]
+        vectors = [_split(vector, [len(r.parents) for r in rounds]) for vector in of_others]
         return zip(rounds, tables, *vectors, strict=True)
 
-    def _among(self, coefficients, others, round):
-        """What the parents outside of the core add to the elements of a round."""
-        used = (round.parents >= 0).astype("int8")
-        return (used * coefficients * others[np.maximum(round.parents, 0)]).sum(axis=1)
+    def _bends(self, round):
+        """Whether its elements have networks."""
+        return self.hidden and self.elimination.inputs_of(round).shape[1]
 
     def _bent(self, known, round):
         """Shift and log scale of the elements of a round, from those before them."""
@@ -138,29 +139,25 @@ class ConditionalAffine(ElementwiseFramed):
         shift, log_scale = (x.astype(known.dtype) for x in bent)
         return shift, pt.tanh(log_scale)
 
-    def _from_parents(self, own, coefficients, core, others, round):
-        """Shift and log scale of the noise of a round, and what is added to it."""
-        none = pt.zeros_like(own)
-        among = self._among(coefficients, others, round) if round.parents.shape[1] else none
-        if not (self.hidden and self.elimination.inputs_of(round).shape[1]):
-            return none, own, among
-        shift, bent = self._bent(pt.concatenate([core, others]), round)
-        return shift, own + bent, among
-
     def forward(self, noise):
         order = self.elimination
         inner = self.loc + pt.exp(self.log_scale) * noise
         core = self.frame_core @ inner[order.core]
         base, coefficients = self._given(inner[order.core])
-        own, along = inner[order.others], self.frame_slopes @ core
+        scales, along = pt.exp(base), self.frame_slopes @ core
+        # what needs no parents, for all rounds at once
+        own = scales * inner[order.others]
+        alone = [own, scales, along] if self.hidden else [own + along]
         drawn, log_scales = own[:0], []
-        for round, table, scales, here, mean in self._by_rounds(coefficients, base, own, along):
-            shift, log_scale, among = self._from_parents(scales, table, core, drawn, round)
-            new = pt.exp(log_scale) * (here + shift) + mean + among
+        for round, table, new, *apart in self._by_rounds(coefficients, *alone):
+            if self._bends(round):
+                shift, bent = self._bent(pt.concatenate([core, drawn]), round)
+                new = pt.exp(bent) * (new + apart[0] * shift)
+                log_scales.append(bent)
+            new = sum([new, *apart[1:], *_among(table, drawn, round)])
             drawn = pt.concatenate([drawn, new])
-            log_scales.append(log_scale)
         value = self.frame_loc + pt.concatenate([core, drawn])[order.back]
-        return value, self._log_det(log_scales)
+        return value, self._log_det(base, log_scales)
 
     def inverse(self, value):
         order = self.elimination
@@ -170,12 +167,15 @@ class ConditionalAffine(ElementwiseFramed):
         base, coefficients = self._given(inner_core)
         noise, log_scales = [inner_core], []
         own = others - self.frame_slopes @ core
-        for round, table, scales, here in self._by_rounds(coefficients, base, own):
-            shift, log_scale, among = self._from_parents(scales, table, core, others, round)
-            noise.append((here - among) * pt.exp(-log_scale) - shift)
-            log_scales.append(log_scale)
+        for round, table, scales, here in self._by_rounds(coefficients, pt.exp(-base), own):
+            new = scales * (here - sum(_among(table, others, round)))
+            if self._bends(round):
+                shift, bent = self._bent(pt.concatenate([core, others]), round)
+                new = pt.exp(-bent) * new - shift
+                log_scales.append(bent)
+            noise.append(new)
         inner = pt.concatenate(noise)[order.back]
-        return (inner - self.loc) * pt.exp(-self.log_scale), -self._log_det(log_scales)
+        return (inner - self.loc) * pt.exp(-self.log_scale), -self._log_det(base, log_scales)
 
     @property
     def buffers(self):
@@ -225,6 +225,13 @@ class ConditionalAffine(ElementwiseFramed):
             factor = np.linalg.cholesky(covariance[np.ix_(order.core, order.core)])
             of_others = np.zeros(0)
         return of_others, coefficients, slopes, factor, *changes, of_others
+
+
+def _among(table, others, round: Round):
+    """What the parents outside of the core add to the elements of a round, if there are any."""
+    if not round.parents.shape[1]:
+        return []
+    return [(table * others[np.maximum(round.parents, 0)]).sum(axis=1)]
 
 
 def _split(vector, sizes: Sequence[int]):

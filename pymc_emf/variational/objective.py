@@ -17,7 +17,6 @@ from pymc_emf.bijections.core.base import Bijection
 from pymc_emf.bijections.numerics.special import normal_logpdf
 from pymc_emf.engine.batch import batch_jax
 from pymc_emf.engine.order import Order
-from pymc_emf.engine.threads import in_background
 from pymc_emf.layers import Chain, StructuredLayer
 from pymc_emf.layers.flow import Flow
 from pymc_emf.variational.importance import log_ratio
@@ -268,16 +267,11 @@ class Objective:
 
     def begin_layers(self, values: Values, with_scores: bool) -> None:
         """Compile what the layers make of many draws, and of scores, in the background."""
-        flow, pull = self._flow_many, self._pull_many
         layer_values, _ = self.split(values)
         draw = np.zeros((1, self.size), dtype=pytensor.config.floatX)
-
-        def once() -> None:
-            flow(layer_values, draw)
-            if with_scores:
-                pull(layer_values, draw, draw)
-
-        in_background(once)
+        self._flow_many.begin(layer_values, draw)
+        if with_scores:
+            self._pull_many.begin(layer_values, draw, draw)
 
     def score_gap(self, values: Values, noise: np.ndarray) -> np.ndarray:
         """How the posterior's score in the flow's noise differs from that of the noise itself.
