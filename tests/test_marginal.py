@@ -212,8 +212,8 @@ def test_a_correction_in_doubt_is_made_again(approx, rng, monkeypatch):
 
 
 def test_moments_of_draws_are_as_far_off_as_chance_does_not_explain(rng):
-    noise = rng.normal(size=(1000, 20))
-    found = moments.moments_of_draws(noise)
+    noise, none = rng.normal(size=(1000, 20)), np.zeros((1000, 20))
+    found = moments.moments_of_draws(noise, none)
     assert np.abs(found.loc).max() < 0.5 * np.abs(noise.mean(axis=0)).max()
     off = np.abs(np.cov(noise.T) - np.eye(20)).max()
     assert np.abs(found.factor @ found.factor.T - np.eye(20)).max() < 0.5 * off
@@ -221,12 +221,39 @@ def test_moments_of_draws_are_as_far_off_as_chance_does_not_explain(rng):
 
     z = rng.normal(size=(20_000, 2))
     root = np.array([[1.5, 0.0], [0.4, 0.8]])
-    found = moments.moments_of_draws(0.7 + z @ root.T)
+    found = moments.moments_of_draws(0.7 + z @ root.T, np.zeros_like(z))
     np.testing.assert_allclose(found.loc, 0.7, atol=0.04)
     np.testing.assert_allclose(found.factor, root, atol=0.03)
     assert found.se == pytest.approx(1.5 / np.sqrt(20_000), rel=0.7)
-    found = moments.moments_of_draws(rng.exponential(size=(20_000, 1)))
+    found = moments.moments_of_draws(rng.exponential(size=(20_000, 1)), np.zeros((20_000, 1)))
     np.testing.assert_allclose(found.third, 2.0, atol=0.3)
+
+
+def test_scores_tell_how_far_draws_are_off_by_chance(rng):
+    root = np.array([[1.5, 0.0], [0.4, 0.8]])
+    z = rng.normal(size=(1000, 2))
+    found = moments.moments_of_draws(0.7 + z @ root.T, -z @ np.linalg.inv(root))
+    np.testing.assert_allclose(found.loc, 0.7, atol=1e-9)
+    np.testing.assert_allclose(found.factor, root, atol=1e-9)
+    assert found.se < 1e-9
+
+    # a logistic density, whose scores are no more than one
+    x = rng.logistic(size=(200, 400, 1))
+    told = [
+        (one.loc[0], one.factor[0, 0], x_.mean(), x_.std())
+        for x_, one in zip(x, map(moments.moments_of_draws, x, -np.tanh(x / 2)), strict=True)
+    ]
+    mean, sd, of_draws, sd_of_draws = np.std(told, axis=0)
+    assert mean < 0.5 * of_draws
+    assert sd < 0.8 * sd_of_draws
+    np.testing.assert_allclose(np.mean(told, axis=0)[1], np.pi / np.sqrt(3), rtol=0.03)
+
+
+def test_scores_are_no_controls_where_the_posterior_ends(rng):
+    x = rng.exponential(size=(20_000, 2))
+    found = moments.moments_of_draws(x, np.full_like(x, -1.0) + 1e-3 * rng.normal(size=x.shape))
+    np.testing.assert_allclose(found.loc, 1.0, atol=0.03)
+    np.testing.assert_allclose(found.ratios, 1.0, atol=0.03)
 
 
 @pytest.mark.parametrize(

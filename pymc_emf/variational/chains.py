@@ -26,7 +26,9 @@ ANGLE, SPREAD, STEP, MIN_STEP = np.pi / 2, 0.5, np.pi / 4, np.pi / 16
 ACCEPTED, ADAPTATION = 0.7, 0.8
 
 
-def chains(weigh: WeightFn, noise: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def chains(
+    weigh: WeightFn, noise: np.ndarray, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Where the chains are after each transition, for as long as one asks.
 
     Parameters
@@ -39,8 +41,8 @@ def chains(weigh: WeightFn, noise: np.ndarray, rng: np.random.Generator) -> Iter
 
     Yields
     ------
-    ndarray, shape (chains, size)
-        Not to be written to.
+    noise, gradient : ndarray, shape (chains, size)
+        Those of the log weight. Not to be written to.
     """
     log_weight, pull = weigh(noise)
     step = STEP
@@ -63,7 +65,7 @@ def chains(weigh: WeightFn, noise: np.ndarray, rng: np.random.Generator) -> Iter
         pull = np.where(accepted[:, None], pull_there, pull)
         log_weight = np.where(accepted, of_there, log_weight)
         step = max(MIN_STEP, step * np.exp(ADAPTATION * (probability.mean() - ACCEPTED)))
-        yield noise
+        yield noise, pull
 
 
 def _move(

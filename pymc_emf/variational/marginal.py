@@ -53,7 +53,7 @@ N_CHAINS, MAX_TRANSITIONS, MIN_KEPT = 20 * N_GROUPS, 24, 8
 FORGOTTEN, N_SE_OF_DRIFT = 0.25, 3.0
 #: Standard errors of means, in standard deviations: that with which chains may end, and the
 #: largest.
-SE_OF_CHAINS, MAX_SE_OF_CHAINS = 0.05, 0.1
+SE_OF_CHAINS, MAX_SE_OF_CHAINS = 0.065, 0.1
 #: The least and the largest bend of a spline, by which the logarithm of its slope rises in a
 #: standard deviation.
 MIN_BEND, MAX_BEND = 0.01, 0.3
@@ -180,13 +180,14 @@ def moments_by_chains(
         return log_ratio(log_p, log_q), gap
 
     start = noise[inside][_worth_a_chain(log_weights[inside], rng)]
-    begun, states, moments = start[:, places], [], None
-    for now in islice(chains(weigh, start, rng), MAX_TRANSITIONS):
+    begun, states, scores, moments = start[:, places], [], [], None
+    for now, pull in islice(chains(weigh, start, rng), MAX_TRANSITIONS):
         states.append(now[:, places].astype(float))
+        scores.append(pull[:, places] - states[-1])
         kept, moments = states[len(states) // 2 :], None
         if len(kept) < MIN_KEPT or _correlation(begun, kept[-1]) > FORGOTTEN or _drifts(kept):
             continue
-        moments = moments_of_draws(np.concatenate(kept))
+        moments = moments_of_draws(np.concatenate(kept), np.concatenate(scores[-len(kept) :]))
         if moments.se < SE_OF_CHAINS:
             return moments
     return moments if moments is not None and moments.se < MAX_SE_OF_CHAINS else None

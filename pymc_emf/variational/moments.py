@@ -42,6 +42,9 @@ FARTHEST = 3.0
 MAX_FACTOR, MAX_WAY = 4.0, 2.0
 #: Groups of draws that are left out in turn, for the standard error.
 N_GROUPS = 10
+#: Standard errors within which scores are zero on average, most common elements whose products
+#: with scores tell of their covariance, and the least variance that there may be.
+N_SE_OF_SCORES, MOST_BY_PAIRS, LEAST_VARIANCE = 4.0, 8, 1e-3
 #: Rounds in which mean and covariance settle.
 ROUNDS = 20
 #: Standard errors that a cumulant of third order must exceed, and common elements of more than
@@ -113,15 +116,26 @@ def weights_tell(log_weights: np.ndarray, after: bool = True) -> bool:
     return len(inside) > 0 and bool(inside.var() <= (CLOSE if after else VERY_CLOSE))
 
 
-def moments_of_draws(noise: np.ndarray) -> Moments:
+def moments_of_draws(noise: np.ndarray, scores: np.ndarray) -> Moments:
     """Moments of draws from the posterior, as far as they differ from those of standard noise.
+
+    Scores of the posterior are zero on average, and minus one times the noise that they belong
+    to: what draws lack of that tells how far their moments are off by chance (control variates,
+    e.g. Mira, Solgi, Imparato, Statistics and Computing 2013). So means of draws from a normal
+    are exact.
 
     Parameters
     ----------
     noise : ndarray, shape (draws, common)
         Draws that are not independent have places that differ by a multiple of `N_GROUPS`.
+    scores : ndarray, shape (draws, common)
+        Of the posterior in the noise of all elements, in that of the common ones.
     """
-    found = _with_errors(_of_draws, noise)
+    groups = np.array([scores[~others].mean(axis=0) for others in _without_groups(len(scores))])
+    se = groups.std(axis=0) / np.sqrt(N_GROUPS - 1)
+    # where the posterior ends at a bound, they need not be zero on average
+    control = np.abs(groups.mean(axis=0)) < N_SE_OF_SCORES * se
+    found = _with_errors(_of_draws, noise, np.where(control, scores, 0.0))
     assert found is not None
     return found
 
@@ -176,14 +190,31 @@ def _jackknife(without: list[np.ndarray]) -> np.ndarray:
     return np.sqrt(len(without) - 1) * np.std(without, axis=0)
 
 
-def _of_draws(noise: np.ndarray) -> Moments:
-    mean, size = noise.mean(axis=0), noise.shape[1]
+def _of_draws(noise: np.ndarray, scores: np.ndarray) -> Moments:
+    n, size = noise.shape
+    mean = _mean_beside(noise, scores)
+    off = noise - mean
     third = np.zeros((size, size, size))
     if size <= MOST_SKEWED:
-        off = noise - mean
         third = np.einsum("na,nb,nc->abc", off, off, off, optimize=True) / len(off)
-    factor = np.linalg.cholesky(np.cov(noise, rowvar=False, bias=True).reshape(size, size))
-    return Moments(mean, factor, 0.0, False, third)
+    if size <= MOST_BY_PAIRS:
+        pairs = off[:, :, None] * scores[:, None] + np.diag(scores.any(axis=0))
+        scores = np.hstack([scores, pairs.reshape(n, -1)])
+    first, second = np.triu_indices(size)
+    covariance = np.zeros((size, size))
+    covariance[first, second] = _mean_beside(off[:, first] * off[:, second], scores)
+    covariance[second, first] = covariance[first, second]
+    variances, axes = np.linalg.eigh(covariance)
+    covariance = (axes * np.maximum(variances, LEAST_VARIANCE)) @ axes.T
+    return Moments(mean, np.linalg.cholesky(covariance), 0.0, False, third)
+
+
+def _mean_beside(y: np.ndarray, controls: np.ndarray) -> np.ndarray:
+    """Means of columns, less what those of others tell, which should be zero."""
+    off = controls.mean(axis=0)
+    centred = controls - off
+    slopes, *_ = np.linalg.lstsq(centred.T @ centred, centred.T @ y)  # columns may be zero
+    return y.mean(axis=0) - off @ slopes
 
 
 def _estimate(noise: np.ndarray, log_weights: np.ndarray, gap: np.ndarray) -> Moments | None:
