@@ -44,6 +44,22 @@ def test_threads_compile_together_what_they_share():
     assert len(traced) == 2 * n_alone
 
 
+def test_what_has_begun_is_not_traced_again():
+    traced = []
+
+    def single(values, x):
+        traced.append(x.dtype)
+        return values[0] * x
+
+    many, values = batch_jax(single, size=4, block=2), [np.array(2.0)]
+    many.begin(values, np.zeros(1))
+    n_begun = len(traced)
+    assert n_begun > 0
+    many.begin(values, np.zeros(1))
+    np.testing.assert_array_equal(many(values, np.arange(9.0)), 2 * np.arange(9.0))
+    assert len(traced) == n_begun
+
+
 @pytest.mark.parametrize(
     ("n_events", "n_cores", "expected"),
     [(0, 2, 8), (9, 1, 16), (200, 2, 104), (512, 2, 256), (1000, 4, 256), (4000, 2, 504)],

@@ -121,8 +121,8 @@ class BatchedJax:
 
         starts = range(0, max(n_events, 1), most)  # without events, the first tells the shapes
         with as_raised():
-            if step in self._begun:
-                self._begun.pop(step).result()
+            if (begun := self._begun.pop(step, None)) is not None:
+                begun.result()
             alone = [] if step in self._known else [outputs_from(starts[0])]
             self._known.add(step)
             rest = starts[len(alone) :]
